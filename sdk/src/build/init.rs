@@ -1,0 +1,106 @@
+//! Initialisers: small programs over random draws.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::program::Op;
+
+use super::expr::Expr;
+use super::graph::{Graph, Shared, mistake};
+
+type Draw = dyn Fn(&Random, &[usize]) -> Expr;
+
+/// How the initial values of a parameter are drawn.
+#[derive(Clone)]
+pub struct Init(Rc<Draw>);
+
+/// The source of random draws and indices in an initialiser.
+pub struct Random {
+    graph: Graph,
+}
+
+impl Random {
+    /// Standard normal draws.
+    #[track_caller]
+    pub fn normal(&self, shape: &[usize]) -> Expr {
+        self.graph.node(Op::RandomNormal { shape: shape.to_vec() }, &[])
+    }
+    /// Uniform draws from [0, 1).
+    #[track_caller]
+    pub fn uniform(&self, shape: &[usize]) -> Expr {
+        self.graph.node(Op::RandomUniform { shape: shape.to_vec() }, &[])
+    }
+    /// Gaussian rows made orthogonal in blocks of `n`.
+    #[track_caller]
+    pub fn orthogonal(&self, rows: usize, n: usize) -> Expr {
+        self.graph.node(Op::RandomOrthogonal { rows, n }, &[])
+    }
+    /// Every element the same.
+    #[track_caller]
+    pub fn full(&self, shape: &[usize], value: f64) -> Expr {
+        self.graph.node(Op::Full { shape: shape.to_vec(), value }, &[])
+    }
+    /// Identity matrix.
+    #[track_caller]
+    pub fn eye(&self, n: usize) -> Expr {
+        self.graph.node(Op::Eye { n }, &[])
+    }
+    /// Index of the head that the parameter is drawn for, from 0.
+    #[track_caller]
+    pub fn head(&self) -> Expr {
+        self.graph.node(Op::HeadIndex, &[])
+    }
+    /// Index of the layer that the parameter is drawn for, from 0.
+    #[track_caller]
+    pub fn layer(&self) -> Expr {
+        self.graph.node(Op::LayerIndex, &[])
+    }
+}
+
+impl Init {
+    /// Values computed from random draws; the closure gets the parameter's shape.
+    pub fn program(draw: impl Fn(&Random, &[usize]) -> Expr + 'static) -> Init {
+        Init(Rc::new(draw))
+    }
+    /// Zeros.
+    pub fn zeros() -> Init {
+        Init::constant(0.0)
+    }
+    /// Ones.
+    pub fn ones() -> Init {
+        Init::constant(1.0)
+    }
+    /// Every element `value`.
+    pub fn constant(value: f64) -> Init {
+        Init::program(move |r, shape| r.full(shape, value))
+    }
+    /// Normal with mean 0 and standard deviation `std`.
+    pub fn normal(std: f64) -> Init {
+        Init::program(move |r, shape| r.normal(shape) * std)
+    }
+    /// Uniform in [-bound, bound).
+    pub fn uniform(bound: f64) -> Init {
+        Init::program(move |r, shape| r.uniform(shape) * (2.0 * bound) - bound)
+    }
+    /// Uniform in [-b, b) with b = sqrt(6 / (rows + columns)) (Glorot and Bengio 2010).
+    pub fn xavier_uniform() -> Init {
+        Init::program(|r, shape| {
+            let bound = (6.0 / shape.iter().sum::<usize>() as f64).sqrt();
+            r.uniform(shape) * (2.0 * bound) - bound
+        })
+    }
+    /// `scale` times the identity.
+    pub fn scaled_identity(scale: f64) -> Init {
+        Init::program(move |r, shape| r.eye(shape[0]) * scale)
+    }
+
+    pub(crate) fn build(&self, shape: &[usize], shared: &Rc<RefCell<Shared>>) -> u32 {
+        let graph = Graph::new("init", shared);
+        let value = (self.0)(&Random { graph: graph.clone() }, shape);
+        if value.shape() != shape {
+            mistake(format!("the initialiser gives {:?}, the parameter is {shape:?}", value.shape()));
+        }
+        graph.output("value", &value);
+        graph.finish()
+    }
+}
