@@ -47,6 +47,7 @@ pub mod build;
 pub mod config;
 mod part;
 pub mod program;
+pub mod testing;
 
 pub use config::Config;
 pub use part::{Ask, FeatureMap, Normalisation, Normalise, Part, PartInfo, Request, SlowNet, UpdateRule};
@@ -59,7 +60,7 @@ pub use serde_json;
 /// What a plugin usually needs.
 pub mod prelude {
     pub use crate::build::{
-        Dims, Expr, Init, Map, MapRole, Memory, Net, Operand, Signature, StateStart, Step, TaskIo, concat, outer, stack,
+        Dims, Expr, Init, Map, MapRole, Memory, Net, Operand, Signature, StateStart, Step, TaskIo, concat, outer, refuse, stack,
     };
     pub use crate::program::Scope;
     pub use crate::{Config, FeatureMap, SlowNet, UpdateRule, choices, config};

@@ -29,6 +29,14 @@ pub(crate) fn mistake(message: impl Into<String>) -> ! {
     std::panic::panic_any(Mistake { message: message.into(), place: format!("{}:{}:{}", at.file(), at.line(), at.column()) })
 }
 
+/// Refuses to describe the part as it is configured: the host shows the message with the caller's source place.
+///
+/// For what [`Config::validate`](crate::Config::validate) cannot see, because it depends on the sizes, the task or the rule.
+#[track_caller]
+pub fn refuse(message: impl Into<String>) -> ! {
+    mistake(message)
+}
+
 /// What all functions of a program share while it is built.
 #[derive(Default)]
 pub(crate) struct Shared {

@@ -8,7 +8,7 @@ mod net;
 mod rule;
 
 pub use expr::{Expr, Operand, concat, outer, stack};
-pub use graph::Mistake;
+pub use graph::{Mistake, refuse};
 pub use init::{Init, Random};
 pub use map::{Map, MapRole};
 pub use net::{Memory, Net, Port, PortKind, TaskIo};
