@@ -65,3 +65,12 @@ pub mod prelude {
     pub use crate::program::Scope;
     pub use crate::{Config, FeatureMap, SlowNet, UpdateRule, choices, config};
 }
+
+/// The examples of the documents outside of this crate are tested as its own.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    pub struct Readme;
+    #[doc = include_str!("../../docs/plugins.md")]
+    pub struct Plugins;
+}

@@ -1,1 +1,50 @@
-//! Stub.
+//! Checking, analysing, evaluating and printing programs.
+//!
+//! A program arrives as bytes that `fwp_sdk` has decoded and whose shapes it has checked.
+//! This crate answers everything else that can be known of it without a tensor library:
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`check`] | is it a complete, sensible part? |
+//! | [`model`] | which parameters does a whole model have, and under which names? |
+//! | [`gradient`] | the same program with every `gradient` written out |
+//! | [`schedule`] | what of a step can be computed for all steps at once? |
+//! | [`separate`] | writing and reading as two functions |
+//! | [`effective`] | where a raw signal becomes what the rule uses |
+//! | [`phi`] | the rule with the feature map put in for `phi` |
+//! | [`estimate`] | how much memory will training take? |
+//! | [`interpret`] | the value of a function for one sample, in f64 |
+//! | [`equivalent`] | do two functions compute the same? |
+//! | [`print`](mod@print) | the program as a person reads it |
+//!
+//! # Design
+//!
+//! Everything here is a function from programs to plain values, so it runs in the command line without libtorch and in tests without a model.
+//! [`interpret`] is deliberately naive: it is the judge of [`gradient`] here and of the executors elsewhere, and shares no code with either.
+
+pub mod check;
+pub mod effective;
+pub mod equivalent;
+mod error;
+pub mod estimate;
+pub mod gradient;
+mod graph;
+pub mod interpret;
+pub mod model;
+pub mod phi;
+pub mod print;
+pub mod schedule;
+pub mod separate;
+
+pub use check::check;
+pub use effective::{effective_signals, with_effective};
+pub use equivalent::{Difference, equivalent, restated_agrees};
+pub use error::{CheckError, Notice, Problem};
+pub use estimate::{Estimate, estimate};
+pub use graph::pruned;
+pub use gradient::{expand_function, expand_gradients};
+pub use model::{block, child, map_prefix, path, ModelPrograms, ParameterSpec, SlotPrograms, Source};
+pub use phi::with_feature_map;
+pub use print::print;
+pub use schedule::{When, schedule};
+pub use separate::{Inseparable, Separation, separate};

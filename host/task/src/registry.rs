@@ -131,6 +131,20 @@ impl TaskSpec {
         }
     }
 
+    /// Makes the task read this file instead of its own.
+    ///
+    /// # Errors
+    /// A task that reads no file.
+    pub fn set_path(&mut self, path: &std::path::Path) -> Result<(), String> {
+        match self {
+            Self::Text(s) => {
+                s.path = Some(path.to_path_buf());
+                Ok(())
+            }
+            other => Err(format!("task {:?} reads no data file; leave out --data", other.name())),
+        }
+    }
+
     /// The longest extent, in training or evaluation, of the axis that the fast weights are
     /// written along; the same as [`TaskIo::max_len`](crate::TaskIo::max_len), without opening
     /// the task.

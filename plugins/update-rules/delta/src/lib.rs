@@ -44,3 +44,41 @@ impl UpdateRule for Delta {
 }
 
 fwp_sdk::export! { update_rules: [Delta] }
+
+#[cfg(test)]
+mod tests {
+    use fwp_sdk::program::{Program, Role};
+    use fwp_sdk::serde_json::json;
+    use fwp_sdk::testing;
+
+    use super::*;
+
+    fn describe() -> Program {
+        testing::rule::<Delta>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3 }).unwrap()
+    }
+
+    #[test]
+    fn signature_and_shapes() {
+        let program = describe();
+        let inputs: Vec<(&str, Role, &[usize])> =
+            program.inputs.iter().map(|i| (i.name.as_str(), i.role, &i.shape[..])).collect();
+        assert_eq!(
+            inputs,
+            [("q", Role::Query, &[7][..]), ("k", Role::Key, &[7]), ("v", Role::Value, &[3]), ("beta", Role::Gate, &[])]
+        );
+        assert_eq!((program.states.len(), &program.states[0].shape[..]), (1, &[3, 7][..]));
+        assert!(program.entry("step").is_some() && program.entry("restated").is_some());
+    }
+
+    #[test]
+    fn the_same_request_gives_the_same_bytes() {
+        assert_eq!(describe().to_bytes(), describe().to_bytes());
+    }
+
+    #[test]
+    fn keys_are_refused() {
+        let dims = Dims { heads: 1, key_raw: 2, key: 2, value: 2 };
+        let message = testing::rule::<Delta>(json!({ "beta": 1 }), dims).unwrap_err();
+        assert!(message.contains("unknown key `beta`"), "{message}");
+    }
+}

@@ -1,0 +1,508 @@
+//! `fwp-host plugins`
+
+use clap::{Args, Subcommand, ValueEnum};
+use fwp_recipe::PluginRef;
+use fwp_sdk::build::{Dims, Memory, TaskIo};
+use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
+use fwp_sdk::{Ask, PartInfo};
+use fwp_task::{TaskSpec, schema};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::PluginOptions;
+use crate::compose::{cannot_describe, checked, task_io};
+use crate::failure::{Code, Failure, literal};
+use crate::output;
+use crate::plugins::ask::sha256_of;
+use crate::plugins::catalogue::{Catalogue, Status};
+use crate::plugins::wire::Question;
+use crate::plugins::{Asker, Chosen, Refusal};
+
+/// Lists plugins and shows what they are.
+#[derive(Subcommand, Debug)]
+pub enum Plugins {
+    List(List),
+    Show(Show),
+}
+
+/// Lists every part that was found, and every library that was refused with the reason.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  fwp-host plugins list --plugin-path my_rule/target/release")]
+pub struct List {
+    /// Prints one JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    plugins: PluginOptions,
+}
+
+/// Shows a part: documentation, configuration, citation, signature and program.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fwp-host plugins show delta
+  fwp-host plugins show dpfp --set nu=3 --key-dim 16
+  fwp-host plugins show my_rule/target/release/libmy_rule.so")]
+pub struct Show {
+    /// The name of a part, or the path of a library (PATH#NAME where it has several parts).
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The kind of part, where parts of several kinds have the name.
+    #[arg(long, value_enum)]
+    kind: Option<KindArgument>,
+    /// Sets a key of the part's configuration; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Heads of the example that the program is printed for.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    heads: usize,
+    /// Features of a raw key in the example.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    key_dim: usize,
+    /// Features of a key after the feature map in the example (default: as --key-dim).
+    #[arg(long, value_name = "N")]
+    mapped_key_dim: Option<usize>,
+    /// Features of a value in the example (default: half of --key-dim, where the rule lets it).
+    #[arg(long, value_name = "N")]
+    value_dim: Option<usize>,
+    /// Prints one JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    plugins: PluginOptions,
+}
+
+/// A kind of part on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KindArgument {
+    UpdateRule,
+    FeatureMap,
+    SlowNet,
+}
+
+impl From<KindArgument> for Kind {
+    fn from(kind: KindArgument) -> Kind {
+        match kind {
+            KindArgument::UpdateRule => Kind::UpdateRule,
+            KindArgument::FeatureMap => Kind::FeatureMap,
+            KindArgument::SlowNet => Kind::SlowNet,
+        }
+    }
+}
+
+impl Plugins {
+    /// Whether details of errors are shown.
+    pub fn verbose(&self) -> bool {
+        match self {
+            Plugins::List(c) => c.plugins.verbose,
+            Plugins::Show(c) => c.plugins.verbose,
+        }
+    }
+
+    /// Does it.
+    pub async fn run(self) -> Result<u8, Failure> {
+        match self {
+            Plugins::List(c) => c.run().await?,
+            Plugins::Show(c) => c.run().await?,
+        }
+        Ok(0)
+    }
+}
+
+impl List {
+    async fn run(self) -> Result<(), Failure> {
+        let asker = self.plugins.asker();
+        let catalogue = self.plugins.catalogue(&asker, None).await?;
+        if self.json {
+            return output::json(&as_json(&catalogue));
+        }
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        for part in &catalogue.parts {
+            let status = match &part.status {
+                Status::Ok => "ok".to_string(),
+                Status::Shadowed(other) => format!("shadowed by {}", other.display()),
+                Status::Ambiguous(other) => format!("ambiguous: also in {}", other.display()),
+            };
+            rows.push(vec![
+                part.info.name.clone(),
+                part.info.kind.to_string(),
+                part.sdk_version.clone(),
+                status,
+                part.library.display().to_string(),
+            ]);
+        }
+        let mut text = output::table(&["NAME", "KIND", "SDK", "STATUS", "LIBRARY"], &rows);
+        if catalogue.parts.is_empty() {
+            text = "no plugins were found\n".into();
+        }
+        for refused in &catalogue.refused {
+            text += &format!(
+                "\nrefused {}\n  cause: {}\n  remedy: {}\n",
+                literal(&refused.path.display().to_string()),
+                literal(&refused.refusal.cause),
+                literal(&refused.refusal.remedy)
+            );
+            if self.plugins.verbose && !refused.refusal.detail.is_empty() {
+                text += &output::indented(&refused.refusal.detail.lines().map(literal).collect::<Vec<_>>().join("\n"), 4);
+                text.push('\n');
+            }
+        }
+        if catalogue.parts.is_empty() || self.plugins.verbose {
+            text += "\nlooked in\n";
+            for folder in &catalogue.folders {
+                text += &format!("  {} ({})\n", folder.path.display(), folder.reason.text());
+            }
+        }
+        output::print(&text)
+    }
+}
+
+/// The catalogue as JSON; also part of what `doctor` says.
+pub fn as_json(catalogue: &Catalogue) -> Value {
+    let parts = catalogue.parts.iter().map(|p| {
+        let (status, other) = match &p.status {
+            Status::Ok => ("ok", None),
+            Status::Shadowed(other) => ("shadowed", Some(other)),
+            Status::Ambiguous(other) => ("ambiguous", Some(other)),
+        };
+        json!({
+            "name": p.info.name, "kind": p.info.kind, "sdk_version": p.sdk_version, "status": status,
+            "other": other.map(|o| o.display().to_string()),
+            "library": p.library.display().to_string(), "found_by": p.reason,
+        })
+    });
+    let refused = catalogue.refused.iter().map(|r| {
+        json!({
+            "library": r.path.display().to_string(), "status": "refused", "found_by": r.reason,
+            "cause": r.refusal.cause, "remedy": r.refusal.remedy,
+        })
+    });
+    let folders = catalogue.folders.iter().map(|f| json!({"path": f.path.display().to_string(), "found_by": f.reason}));
+    json!({"parts": parts.collect::<Vec<_>>(), "refused": refused.collect::<Vec<_>>(), "folders": folders.collect::<Vec<_>>()})
+}
+
+/// A part as the user named it: by its name, or by the path of its library.
+pub fn reference(text: &str) -> PluginRef {
+    let library = text.split('#').next().unwrap_or(text);
+    if text.contains('/') || library.ends_with(std::env::consts::DLL_SUFFIX) {
+        let path = std::path::absolute(text).unwrap_or_else(|_| text.into());
+        return PluginRef::Path { path, from_command_line: true };
+    }
+    PluginRef::Name(text.into())
+}
+
+/// `KEY=VALUE` of a part's configuration; the value is read as TOML and, where it is none, as plain text.
+pub fn setting(text: &str) -> Result<(String, Value), Failure> {
+    let wrong = |cause: String| Failure::new(Code::Usage, "the command line is wrong", cause, "write --set KEY=VALUE, such as --set nu=3");
+    let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("--set {text} has no `=`")))?;
+    let (key, value) = (key.trim().to_string(), value.trim());
+    let read = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().filter(|t| t.len() == 1);
+    let table = read.unwrap_or_else(|| [("value".to_string(), toml::Value::String(value.into()))].into_iter().collect());
+    let json = crate::compose::config(&table).map_err(|e| wrong(format!("--set {text}: {e}")))?;
+    Ok((key, json.into_iter().next().map_or(Value::Null, |(_, v)| v)))
+}
+
+/// What `show` tells of a part.
+#[derive(Serialize)]
+struct Shown {
+    kind: Kind,
+    name: String,
+    doc: String,
+    citation: String,
+    objective: String,
+    library: String,
+    sha256: String,
+    sdk_version: String,
+    fields: Vec<fwp_sdk::config::Field>,
+    example: String,
+    inputs: Vec<RuleInput>,
+    states: Vec<Value>,
+    program: String,
+    program_sha256: String,
+    notices: Vec<String>,
+}
+
+impl Show {
+    async fn run(self) -> Result<(), Failure> {
+        let asker = self.plugins.asker();
+        let mut catalogue = self.plugins.catalogue(&asker, None).await?;
+        let chosen = self.chosen(&mut catalogue, &asker).await?;
+        let mut config = Map::new();
+        for text in &self.set {
+            let (key, value) = setting(text)?;
+            config.insert(key, value);
+        }
+        let (example, bytes) = self.describe(&asker, &chosen, &config).await?;
+        let mut notices = Vec::new();
+        let program = checked(chosen.info.kind, &chosen, &bytes, &mut notices)?;
+        let shown = Shown {
+            kind: chosen.info.kind,
+            name: chosen.info.name.clone(),
+            doc: chosen.info.doc.clone(),
+            citation: chosen.info.citation.clone(),
+            objective: program.objective.clone(),
+            library: chosen.library.display().to_string(),
+            sha256: sha256_of(&chosen.library)?,
+            sdk_version: chosen.sdk_version.clone(),
+            fields: chosen.info.fields.clone(),
+            example,
+            inputs: program.inputs.clone(),
+            states: program.states.iter().map(|s| json!({"name": s.name, "shape": s.shape, "held": s.held})).collect(),
+            program: fwp_program::print(&program),
+            program_sha256: hex(&bytes),
+            notices,
+        };
+        if self.json { output::json(&shown) } else { output::print(&text(&shown, &chosen.info, &program)) }
+    }
+
+    async fn chosen(&self, catalogue: &mut Catalogue, asker: &Asker) -> Result<Chosen, Failure> {
+        let plugin = reference(&self.name);
+        let kinds: Vec<Kind> = match self.kind {
+            Some(kind) => vec![kind.into()],
+            None => vec![Kind::UpdateRule, Kind::FeatureMap, Kind::SlowNet],
+        };
+        if let PluginRef::Name(name) = &plugin {
+            let found: Vec<Kind> =
+                kinds.iter().copied().filter(|k| catalogue.parts.iter().any(|p| p.info.kind == *k && p.info.name == *name)).collect();
+            if found.len() > 1 {
+                let names: Vec<&str> = found.iter().map(|k| k.name()).collect();
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("`{name}` is the name of several parts"),
+                    format!("there is one of each kind: {}", names.join(", ")),
+                    format!("say which one: --kind {}", names[0]),
+                ));
+            }
+            if found.is_empty() && self.kind.is_none() {
+                let names = catalogue.parts.iter().map(|p| p.info.name.as_str());
+                let hint = schema::did_you_mean(name, names);
+                return Err(Failure::new(
+                    Code::Plugin,
+                    format!("there is no part `{name}`"),
+                    "no library on the plugin path has a part of that name",
+                    hint.unwrap_or_else(|| "`fwp-host plugins list` shows everything that was found".into()),
+                ));
+            }
+            return catalogue.find(found.first().copied().unwrap_or(kinds[0]), name).map(Chosen::of);
+        }
+        let mut last = None;
+        for kind in kinds {
+            match catalogue.choose(asker, kind, &plugin).await {
+                Ok(chosen) => return Ok(chosen),
+                // The failure of the first kind is kept unless a later one is more to the point.
+                Err(e) => last = Some(last.unwrap_or(e)),
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::new(Code::Unexpected, "there is no kind of part", "", "report this")))
+    }
+
+    /// The program at example sizes, and the sizes in words.
+    async fn describe(&self, asker: &Asker, chosen: &Chosen, config: &Map<String, Value>) -> Result<(String, Vec<u8>), Failure> {
+        let mut refused = None;
+        for (example, ask) in self.examples(chosen.info.kind) {
+            let request = fwp_sdk::Request { kind: chosen.info.kind, name: chosen.info.name.clone(), config: config.clone(), ask };
+            match asker.one(&chosen.library, Question::Describe(request)).await? {
+                Ok(bytes) => return Ok((example, bytes)),
+                // The first example is the one that the user asked for.
+                Err(refusal) => refused = Some(refused.unwrap_or(refusal)),
+            }
+        }
+        let refusal = refused.unwrap_or_else(|| Refusal::new("there is no example for it", ""));
+        Err(cannot_describe(&chosen.title(), refusal))
+    }
+
+    fn examples(&self, kind: Kind) -> Vec<(String, Ask)> {
+        match kind {
+            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim })],
+            Kind::UpdateRule => {
+                let key = self.mapped_key_dim.unwrap_or(self.key_dim);
+                // Different sizes read best; a rule that wants them equal gets them equal.
+                let values = match self.value_dim {
+                    Some(value) => vec![value],
+                    None => vec![(key / 2).max(1), key],
+                };
+                let dims = values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value });
+                dims.map(|dims| {
+                    (format!("{} heads, keys of {key}, values of {}", dims.heads, dims.value), Ask::Rule { dims })
+                })
+                .collect()
+            }
+            Kind::SlowNet => {
+                let slots = vec![interface(Memory { heads: self.heads, key: self.key_dim, value: self.key_dim })];
+                let tasks = example_tasks().into_iter();
+                tasks
+                    .map(|(name, task)| {
+                        let ask = Ask::Net { task, slots: slots.clone(), layers: vec![("main".into(), None)] };
+                        (format!("task {name}, a rule of {} heads with q, k, v and beta", self.heads), ask)
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Inputs and outputs of each task, small.
+fn example_tasks() -> Vec<(&'static str, TaskIo)> {
+    let keys = [("keys".to_string(), schema::Value::Integer(20))].into();
+    let mut found = Vec::new();
+    for info in fwp_task::tasks() {
+        let values = if info.keys.iter().any(|k| k.name == "keys") { &keys } else { &Default::default() };
+        let Ok(spec) = TaskSpec::from_values(info.name, values) else { continue };
+        let opened = match &spec {
+            TaskSpec::Text(text) => example_text(text),
+            spec => fwp_task::open(spec).ok(),
+        };
+        if let Some(task) = opened {
+            found.push((info.name, task_io(task.io())));
+        }
+    }
+    found
+}
+
+/// The text task over a small alphabet.
+fn example_text(text: &fwp_task::text::TextSpec) -> Option<Box<dyn fwp_task::Task>> {
+    let file = tempfile::NamedTempFile::new().ok()?;
+    std::fs::write(file.path(), "abcdefghijklmnopqrstuvwxyz .\n".repeat(400)).ok()?;
+    let spec = fwp_task::text::TextSpec { path: Some(file.path().into()), ..text.clone() };
+    fwp_task::open(&TaskSpec::Text(spec)).ok()
+}
+
+/// A rule for the slot of a slow net in an example.
+fn interface(memory: Memory) -> SlotInterface {
+    let input = |name: &str, role, shape: &[usize]| RuleInput {
+        name: name.into(),
+        role,
+        raw: false,
+        count: None,
+        heads: None,
+        shape: shape.into(),
+    };
+    SlotInterface {
+        name: "main".into(),
+        rule: "example".into(),
+        heads: memory.heads,
+        key_raw: memory.key,
+        key: memory.key,
+        value: memory.value,
+        inputs: vec![
+            input("q", Role::Query, &[memory.key]),
+            input("k", Role::Key, &[memory.key]),
+            input("v", Role::Value, &[memory.value]),
+            input("beta", Role::Gate, &[]),
+        ],
+        output: vec![memory.value],
+        extras: Vec::new(),
+    }
+}
+
+fn text(shown: &Shown, info: &PartInfo, program: &Program) -> String {
+    let lines = |text: &str| text.lines().map(literal).collect::<Vec<_>>().join("\n");
+    let mut text = format!("{} ({})\n", shown.name, shown.kind);
+    if !shown.doc.is_empty() {
+        text += &format!("\n{}\n", output::indented(&lines(&shown.doc), 2));
+    }
+    if !shown.citation.is_empty() {
+        text += &format!("\nsource     {}\n", literal(&shown.citation));
+    }
+    if !shown.objective.is_empty() {
+        text += &format!("objective  {}\n", literal(&shown.objective));
+    }
+    text += &format!("library    {}\n", literal(&shown.library));
+    text += &format!("           fwp-sdk {}, sha256 {}\n", literal(&shown.sdk_version), shown.sha256);
+
+    text += "\nConfiguration\n";
+    if info.fields.is_empty() {
+        text += "  nothing to configure\n";
+    } else {
+        let rows: Vec<Vec<String>> = info
+            .fields
+            .iter()
+            .map(|f| vec![f.name.clone(), f.default.to_string(), f.kind.clone(), f.doc.trim().into()])
+            .collect();
+        text += &output::indented(&output::table(&["KEY", "DEFAULT", "KIND", "MEANING"], &rows), 2);
+        text.push('\n');
+    }
+    if program.kind == Kind::UpdateRule {
+        text += &format!("\nSignature ({})\n", shown.example);
+        text += &output::indented(&signature(program), 2);
+        text.push('\n');
+    }
+    text += &format!("\nProgram ({}), sha256 {}\n", shown.example, shown.program_sha256);
+    text += &output::indented(&lines(&shown.program), 2);
+    text.push('\n');
+    for notice in &shown.notices {
+        text += &format!("\nnote: {}\n", literal(notice));
+    }
+    text
+}
+
+/// Inputs, states and what is known of a rule, as a table and sentences.
+fn signature(program: &Program) -> String {
+    let sizes = |shape: &[usize]| format!("{shape:?}");
+    let mut rows = Vec::new();
+    for input in &program.inputs {
+        let role = match input.role {
+            Role::Query => "query",
+            Role::Key => "key",
+            Role::Value => "value",
+            Role::Gate => "signal",
+        };
+        let mut notes = Vec::new();
+        match input.mapped() {
+            true => notes.push("through the feature map".to_string()),
+            false if matches!(input.role, Role::Query | Role::Key) => notes.push("raw".into()),
+            false => {}
+        }
+        if let Some(count) = input.count {
+            notes.push(format!("{count} a token"));
+        }
+        if let Some(heads) = input.heads {
+            notes.push(format!("{heads} heads"));
+        }
+        rows.push(vec![role.into(), input.name.clone(), sizes(&input.full_shape()), notes.join(", ")]);
+    }
+    for state in &program.states {
+        let held = if state.held > 1 { format!("held for {} steps", state.held) } else { String::new() };
+        rows.push(vec!["state".into(), state.name.clone(), sizes(&state.shape), held]);
+    }
+    let mut text = output::table(&["ROLE", "NAME", "SHAPE", ""], &rows);
+    for (name, effective) in fwp_program::effective_signals(program) {
+        text += &match effective {
+            Ok(_) => format!("signal {name} has an effective form: `apply --signals effective` takes it\n"),
+            Err(why) => format!("signal {name} has no effective form: {}\n", literal(&why)),
+        };
+    }
+    text += &match fwp_program::separate(program) {
+        Ok(_) => "write and read are separable\n".to_string(),
+        Err(why) => format!("write and read are not separable: {}\n", literal(&why.to_string())),
+    };
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_toml_or_plain_text() {
+        let read = |text: &str| setting(text).map(|(_, v)| v).unwrap();
+        assert_eq!(read("a=3"), json!(3));
+        assert_eq!(read("a = 1e-3"), json!(0.001));
+        assert_eq!(read("a=[1, 2]"), json!([1, 2]));
+        assert_eq!(read("a=sum"), json!("sum"));
+        assert_eq!(read("a=1\nb=2"), json!("1\nb=2"));
+        assert!(setting("a").is_err());
+    }
+
+    #[test]
+    fn every_task_has_an_example() {
+        let names: Vec<&str> = example_tasks().iter().map(|(n, _)| *n).collect();
+        let all: Vec<&str> = fwp_task::tasks().iter().map(|t| t.name).collect();
+        assert_eq!(names, all);
+    }
+}

@@ -1,0 +1,54 @@
+//! Builds the C++ shim against the libtorch that `torch-sys` found, and tells the linker where
+//! that libtorch lies at run time.
+
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/shim/shim.cpp");
+
+    // `torch-sys` declares `links = "tch"`, so cargo hands its library folder to direct dependents.
+    let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect(
+        "torch-sys did not say where libtorch is: set LIBTORCH to a folder that holds lib/ and \
+         include/ (libtorch 2.11.0), or build through ./scripts/fwp",
+    ));
+    let root = lib.parent().map(Path::to_path_buf).unwrap_or_default();
+    let include = root.join("include");
+
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .opt_level(2)
+        // at::parallel_for is a header template under #ifdef _OPENMP: without this flag it
+        // compiles and quietly runs on one thread.
+        .flag("-fopenmp")
+        .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("src/shim/shim.cpp");
+    build.compile("fwp_shim");
+
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    for name in ["torch", "torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib=dylib={name}");
+    }
+    // torch brings its own libgomp; binding to that very file keeps one OpenMP runtime in the
+    // process. Where a libtorch has none beside it, the system's is the one it uses.
+    if lib.join("libgomp.so.1").exists() {
+        println!("cargo:rustc-link-arg=-l:libgomp.so.1");
+    } else {
+        println!("cargo:rustc-link-lib=dylib=gomp");
+    }
+
+    // Link arguments of this package reach its binary and its tests, and nothing else.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    if let Some(beside) = root.parent() {
+        let cuda = beside.join("nvidia/cu13/lib");
+        if cuda.is_dir() {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", cuda.display());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Evaluates a checkpoint of a run.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use fwp_recipe::{Carry, RunDir};
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::train::{compare, open};
+use crate::train::{EvaluationOptions, TrainModel, checkpoint, evaluate, load_parameters};
+
+/// What is evaluated.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `latest`, `best`, a step, or the path of a checkpoint.
+    pub checkpoint: String,
+    /// Other data than the run's.
+    pub data: Option<PathBuf>,
+    /// `auto`, `cpu` or `cuda`; none is the plan's.
+    pub device: Option<String>,
+    /// Whether the answer is one JSON document.
+    pub json: bool,
+}
+
+/// Evaluates and prints.
+pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
+    let opened = open(run, options.device.as_deref(), None, options.data.as_deref())?;
+    let loaded = find(run, &options.checkpoint)?;
+    load_parameters(opened.model.parameters(), &loaded.model).map_err(Failure::input)?;
+    let plan = &opened.plan;
+    let how = EvaluationOptions {
+        seed: plan.train.seed,
+        step: loaded.state.step,
+        batch_size: plan.eval.batch_size,
+        carry: plan.train.carry != Carry::None,
+    };
+    let found = evaluate(&opened.model, &opened.task, how, None)?.context("the evaluation was interrupted")?;
+    let passes = plan.expect.as_ref().map(|e| e.passes(found.loss));
+    if options.json {
+        let mut document: Value = json!({
+            "run": run.path(), "checkpoint": loaded.path, "step": found.step,
+            "eval/loss": found.loss, "eval/accuracy": found.accuracy, "tokens": found.tokens, "seconds": found.seconds,
+        });
+        if let Some(expect) = &plan.expect {
+            document["expect"] = json!({ "metric": expect.metric, "published": expect.published, "at_most": expect.at_most, "at_least": expect.at_least, "passes": passes });
+        }
+        println!("{document:#}");
+        return Ok(());
+    }
+    println!("checkpoint  {} (step {})", loaded.path.display(), found.step);
+    println!("eval/loss   {:.6} (accuracy {:.4}) over {} tokens in {:.1} s", found.loss, found.accuracy, found.tokens, found.seconds);
+    if let Some(expect) = &plan.expect {
+        println!("{}", compare(expect, found.loss));
+    }
+    Ok(())
+}
+
+fn find(run: &RunDir, which: &str) -> Result<checkpoint::Loaded, Failure> {
+    let folder = run.checkpoints();
+    let nothing = || Failure::input(anyhow!("{} has no checkpoint yet: train it first", run.path().display()));
+    let list = checkpoint::list(&folder).map_err(Failure::input)?;
+    let (_, newest) = list.last().ok_or_else(nothing)?;
+    let path = match which {
+        "latest" => return checkpoint::newest(&folder).map_err(Failure::input)?.0.ok_or_else(nothing),
+        "best" => {
+            let state = checkpoint::read(newest).map_err(Failure::input)?.state;
+            let step = state.best.map(|b| b.step);
+            let found = list.iter().find(|(s, _)| Some(*s) == step);
+            &found.ok_or_else(|| Failure::input(anyhow!("the best checkpoint (step {step:?}) was not kept: set checkpoint.keep_best = true")))?.1
+        }
+        other => match other.parse::<u64>() {
+            Ok(step) => {
+                let steps: Vec<String> = list.iter().map(|(s, _)| s.to_string()).collect();
+                let found = list.iter().find(|(s, _)| *s == step);
+                &found.ok_or_else(|| Failure::input(anyhow!("there is no checkpoint of step {step}; there are {}", steps.join(", "))))?.1
+            }
+            Err(_) => &PathBuf::from(other),
+        },
+    };
+    checkpoint::read(path).map_err(Failure::input)
+}

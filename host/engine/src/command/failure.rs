@@ -1,0 +1,72 @@
+//! How a command ends: exit codes shared with `fwp-host`.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Why a command failed, by what the user can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Anything else.
+    Unexpected = 1,
+    /// A recipe, program or input is refused.
+    Input = 3,
+    /// libtorch, a device, memory or the disk.
+    Environment = 5,
+    /// The loss became non-finite.
+    Training = 6,
+}
+
+/// A failed command.
+#[derive(Debug)]
+pub struct Failure {
+    /// By what the user can do.
+    pub kind: Kind,
+    /// What happened and what to do.
+    pub error: anyhow::Error,
+}
+
+/// The exit code of a run that was interrupted and saved.
+pub const INTERRUPTED: u8 = 7;
+
+impl Failure {
+    /// An input that is refused.
+    pub fn input(error: impl Into<anyhow::Error>) -> Failure {
+        Failure { kind: Kind::Input, error: error.into() }
+    }
+
+    /// Something around the program that is not as needed.
+    pub fn environment(error: impl Into<anyhow::Error>) -> Failure {
+        Failure { kind: Kind::Environment, error: error.into() }
+    }
+
+    /// Prints the failure on stderr and gives its exit code.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("error: {self}");
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure { kind: Kind::Unexpected, error }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The chain from outside to inside, each link once; messages of libtorch end at their first line.
+        let mut last = String::new();
+        for (i, link) in self.error.chain().enumerate() {
+            let text = crate::shim::first_line(&link.to_string());
+            if last.contains(&text) {
+                continue;
+            }
+            if i > 0 {
+                f.write_str(": ")?;
+            }
+            f.write_str(&text)?;
+            last = text;
+        }
+        Ok(())
+    }
+}

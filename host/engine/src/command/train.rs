@@ -1,0 +1,290 @@
+//! Trains the plan of a run folder.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fwp_program::{Estimate, ModelPrograms, SlotPrograms};
+use fwp_recipe::{Dtype, Expect, PartFile, Plan, RunDir};
+use fwp_sdk::program::Program;
+use fwp_task::Task;
+use tch::{Device, Kind};
+
+use super::failure::{Failure, Kind as FailureKind};
+use crate::exec::value::Precision;
+use crate::model::Model;
+use crate::monitor::{HparamValue, Monitor, MonitorOptions, Progress};
+use crate::shim;
+use crate::train::{End, Evaluation, Interrupt, Outcome, Resume, Settings, TrainModel, find_start, train};
+
+/// How a run is trained, beside its plan.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it begins.
+    pub resume: Resume,
+    /// `auto`, `cpu` or `cuda`; none is the plan's.
+    pub device: Option<String>,
+    /// `auto` or the name of an executor; none is the plan's.
+    pub exec: Option<String>,
+    /// How progress is shown.
+    pub progress: Progress,
+}
+
+/// A run opened for computing.
+pub struct Opened {
+    /// The plan.
+    pub plan: Plan,
+    /// The folder.
+    pub run: RunDir,
+    /// The task.
+    pub task: Arc<dyn Task>,
+    /// The model with its initial parameters.
+    pub model: Model,
+    /// What training takes.
+    pub estimate: Estimate,
+    /// Bytes that one scan may keep.
+    pub memory_limit: u64,
+}
+
+/// Opens a run: reads the plan, checks the data, composes the model.
+pub fn open(run: &RunDir, device_name: Option<&str>, exec: Option<&str>, data: Option<&std::path::Path>) -> Result<Opened, Failure> {
+    let plan = run.read_plan().map_err(Failure::input)?;
+    let executor = exec.unwrap_or(&plan.train.exec);
+    if !matches!(executor, "auto" | "reference") {
+        return Err(Failure::input(anyhow!("this engine has no executor `{executor}`: use --exec auto or --exec reference")));
+    }
+    let device = device(device_name.unwrap_or(&plan.train.device)).map_err(Failure::environment)?;
+    let kind = match plan.train.dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Float64 => Kind::Double,
+    };
+    let mut spec = plan.task.clone();
+    if let Some(path) = data {
+        spec.set_path(path).map_err(|e| Failure::input(anyhow!(e)))?;
+    }
+    let task: Arc<dyn Task> = Arc::from(fwp_task::open(&spec).map_err(Failure::input)?);
+    if let Some(recorded) = plan.task_fingerprint.as_deref().filter(|_| data.is_none())
+        && recorded != task.fingerprint()
+    {
+        return Err(Failure::input(anyhow!(
+            "the data is not what this run began with: restore it, or start a new run ({})",
+            task.describe()
+        )));
+    }
+    let programs = programs(run, &plan).map_err(Failure::input)?;
+    let lengths: BTreeMap<String, usize> = axes(task.as_ref());
+    let estimate = fwp_program::estimate(&programs, plan.train.batch_size, &lengths, if kind == Kind::Double { 8 } else { 4 });
+    let memory_limit = plan.train.memory_limit.unwrap_or_else(|| available_memory() / 4);
+    let model = Model::new(&programs, Precision { kind, device }, plan.train.seed, memory_limit).map_err(Failure::input)?;
+    Ok(Opened { plan, run: run.clone(), task, model, estimate, memory_limit })
+}
+
+fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
+    let read = |part: &PartFile| -> Result<Program> {
+        let bytes = run.read_program(part)?;
+        Program::from_bytes(&bytes).with_context(|| format!("reading {}", part.file))
+    };
+    let slots = plan.slots.iter().map(|s| {
+        Ok(SlotPrograms { name: s.name.clone(), layers: s.layers.clone(), map: read(&s.feature_map)?, rule: read(&s.update_rule)? })
+    });
+    let programs = ModelPrograms { net: read(&plan.slow_net)?, slots: slots.collect::<Result<_>>()? };
+    programs.check()?;
+    Ok(programs)
+}
+
+/// Length of every axis of the task's first training batch.
+fn axes(task: &dyn Task) -> BTreeMap<String, usize> {
+    let batch = task.train_batch(0, 0, 0, 1);
+    let ports = task.io().inputs.iter();
+    ports
+        .zip(&batch.inputs)
+        .filter_map(|(port, (_, _, shape))| Some((port.axis.clone()?, *shape.get(1)?)))
+        .collect()
+}
+
+/// The device of a name.
+pub fn device(name: &str) -> Result<Device> {
+    let count = tch::Cuda::device_count();
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "auto" => Ok(if count > 0 { Device::Cuda(0) } else { Device::Cpu }),
+        _ => {
+            let index = match name.strip_prefix("cuda") {
+                Some("") => 0,
+                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()).with_context(|| unknown(name))?,
+                None => bail!(unknown(name)),
+            };
+            ensure!((index as i64) < count, "there is no CUDA device {index} ({count} found): use --device cpu, and see `fwp-host doctor`");
+            Ok(Device::Cuda(index))
+        }
+    }
+}
+
+fn unknown(name: &str) -> String {
+    format!("the device is auto, cpu, cuda or cuda:N, not `{name}`")
+}
+
+/// Bytes of memory that the system can give, or 8 GiB where it does not say.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"));
+    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
+    kib.map_or(8 << 30, |k| k * 1024)
+}
+
+/// Trains a run.
+pub fn run(run: &RunDir, options: &Options) -> Result<Outcome, Failure> {
+    let opened = open(run, options.device.as_deref(), options.exec.as_deref(), None)?;
+    let (start, warnings) = find_start(&options.resume, run).map_err(Failure::input)?;
+    let settings = Settings::from(&opened.plan);
+    let monitor = Monitor::start(MonitorOptions {
+        metrics: run.metrics(),
+        events: opened.plan.monitor.tensorboard.then(|| run.path().to_path_buf()),
+        resumed_at: start.as_ref().map(|l| l.state.step),
+        total_steps: opened.plan.train.steps,
+        progress: options.progress,
+    })
+    .map_err(|e| Failure::environment(anyhow!("{} cannot be written: {e}", run.metrics().display())))?;
+    for warning in warnings {
+        monitor.note(format!("warning: {warning}"));
+    }
+    introduce(&opened, start.as_ref().map(|l| l.state.step), &monitor);
+    record_executor(&opened).map_err(Failure::environment)?;
+    if start.is_none() {
+        describe(&opened, &monitor);
+    }
+    let interrupt = Interrupt::on_signals().map_err(Failure::environment)?;
+    let outcome = train(&opened.model, &opened.task, &settings, run, start, &monitor, &interrupt);
+    let ended_well = matches!(&outcome, Ok(o) if !matches!(o.end, End::NotFinite(_)));
+    monitor.finish(ended_well);
+    let outcome = outcome?;
+    conclude(&opened.plan, run, &outcome);
+    match &outcome.end {
+        End::NotFinite(text) => Err(Failure { kind: FailureKind::Training, error: anyhow!("{text}") }),
+        _ => Ok(outcome),
+    }
+}
+
+/// Says what runs.
+fn introduce(opened: &Opened, resumed: Option<u64>, monitor: &Monitor) {
+    let plan = &opened.plan;
+    let rules: Vec<String> = plan.slots.iter().map(|s| format!("{} + {}", s.feature_map.name, s.update_rule.name)).collect();
+    let trained = opened.model.trained_elements();
+    let tokens = opened.task.train_batch(plan.train.seed, 0, 0, plan.train.batch_size).tokens * plan.train.accumulate;
+    let device = match opened.model.device() {
+        Device::Cpu => format!("cpu, {} threads", tch::get_num_threads()),
+        other => format!("{other:?}"),
+    };
+    let e = &opened.estimate;
+    monitor.note(format!("run        {}", opened.run.path().display()));
+    if let Some(title) = &plan.title {
+        monitor.note(format!("recipe     {title}"));
+    }
+    monitor.note(format!("task       {}", opened.task.describe()));
+    monitor.note(format!("model      {} with {}, {trained} trained parameters", plan.slow_net.name, rules.join(", ")));
+    monitor.note(format!("training   {} steps of {tokens} tokens, seed {}", plan.train.steps, plan.train.seed));
+    monitor.note(format!("device     {device}, {:?}", opened.model.kind()).to_lowercase());
+    monitor.note(format!("executor   {}", executor_reason(opened)));
+    monitor.note(format!(
+        "memory     about {} (parameters and optimiser {}, activations {})",
+        mebibytes(e.parameter_bytes + e.optimiser_bytes + e.activation_bytes),
+        mebibytes(e.parameter_bytes + e.optimiser_bytes),
+        mebibytes(e.activation_bytes)
+    ));
+    if let Some(step) = resumed {
+        monitor.note(format!("resumed    at step {step}"));
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+}
+
+fn executor_reason(opened: &Opened) -> String {
+    format!(
+        "reference (the only executor of this version); a scan that would keep more than {} is recomputed in segments",
+        mebibytes(opened.memory_limit)
+    )
+}
+
+/// Records which executor runs and why, in the run's folder.
+fn record_executor(opened: &Opened) -> Result<()> {
+    let choice = serde_json::json!({
+        "executor": "reference",
+        "reason": executor_reason(opened),
+        "memory_limit": opened.memory_limit,
+        "device": format!("{:?}", opened.model.device()),
+        "threads": tch::get_num_threads(),
+        "libtorch": shim::libtorch_version(),
+        "host": env!("CARGO_PKG_VERSION"),
+    });
+    let path = opened.run.path().join("executor.json");
+    std::fs::write(&path, format!("{choice:#}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes the run's configuration to TensorBoard.
+fn describe(opened: &Opened, monitor: &Monitor) {
+    let plan = &opened.plan;
+    let recipe = std::fs::read_to_string(opened.run.recipe()).unwrap_or_default();
+    monitor.text("recipe", format!("```toml\n{recipe}\n```"));
+    let mut values = vec![
+        ("recipe".to_string(), HparamValue::Text(plan.recipe.clone())),
+        ("slow_net".into(), HparamValue::Text(plan.slow_net.name.clone())),
+        ("seed".into(), HparamValue::Number(plan.train.seed as f64)),
+        ("lr".into(), HparamValue::Number(plan.train.optimiser.lr)),
+        ("batch_size".into(), HparamValue::Number(plan.train.batch_size as f64)),
+        ("steps".into(), HparamValue::Number(plan.train.steps as f64)),
+    ];
+    for slot in &plan.slots {
+        values.push((format!("{}.update_rule", slot.name), HparamValue::Text(slot.update_rule.name.clone())));
+        values.push((format!("{}.feature_map", slot.name), HparamValue::Text(slot.feature_map.name.clone())));
+    }
+    monitor.hparams(values);
+}
+
+/// Says how it ended: measured beside published.
+fn conclude(plan: &Plan, run: &RunDir, outcome: &Outcome) {
+    let how = match &outcome.end {
+        End::Completed => "all steps done".to_string(),
+        End::TargetReached => "target reached".to_string(),
+        End::PatienceExhausted => "no improvement for too long".to_string(),
+        End::Interrupted => "interrupted; the state is saved".to_string(),
+        End::NotFinite(text) => text.clone(),
+    };
+    let mut lines = vec![format!("ended      at step {}: {how}", outcome.step)];
+    if let Some(Evaluation { loss, accuracy, .. }) = &outcome.evaluation {
+        lines.push(format!("eval/loss  {loss:.6} (accuracy {accuracy:.4})"));
+    }
+    if let Some(best) = &outcome.best {
+        lines.push(format!("best       {:.6} at step {}", best.loss, best.step));
+    }
+    if let (Some(expect), Some(measured)) = (&plan.expect, outcome.best.map(|b| b.loss)) {
+        lines.push(compare(expect, measured));
+    }
+    lines.push(format!("speed      {:.0} tokens/s over {:.1} s of training", outcome.tokens_per_second(), outcome.seconds));
+    if matches!(outcome.end, End::Interrupted) {
+        lines.push(format!("resume     fwp-host train --resume {}", run.path().display()));
+    }
+    for line in lines {
+        eprintln!("{line}");
+    }
+}
+
+/// One line: measured beside published.
+pub fn compare(expect: &Expect, measured: f64) -> String {
+    let published = expect.published.map_or("not published".to_string(), |p| format!("published {p}"));
+    let wanted = match (expect.at_most, expect.at_least) {
+        (Some(x), None) => format!("expected at most {x}"),
+        (None, Some(x)) => format!("expected at least {x}"),
+        (Some(x), Some(y)) => format!("expected from {y} to {x}"),
+        (None, None) => "nothing expected".to_string(),
+    };
+    let verdict = if expect.passes(measured) { "as expected" } else { "not as expected" };
+    format!("{:<10} measured {measured:.6}, {published}, {wanted}: {verdict}", expect.metric)
+}
+
+/// Prepares libtorch: the CUDA library and the number of threads.
+pub fn prepare() {
+    shim::load_cuda();
+}

@@ -1,0 +1,205 @@
+//! Functions of a program, carried out node by node.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use fwp_program::{block, child};
+use fwp_sdk::program::{Function, Op, Parameter, Scope, Type};
+use tch::{Kind, Tensor};
+
+use super::ops;
+use super::prepared::Prepared;
+use super::value::{Datum, Lead, Precision, Value};
+
+/// Where a function finds what is not an operand. One for each kind of program.
+pub trait Surroundings {
+    /// Precision and device.
+    fn precision(&self) -> Precision;
+    /// Path prefix of parameters that the whole model shares.
+    fn shared(&self) -> String {
+        "shared.".to_string()
+    }
+    /// The value of a parameter.
+    fn parameter(&self, path: &str, parameter: &Parameter) -> Result<Value>;
+    /// An operator that this kind of program has beside the common ones.
+    fn special(&self, at: &Place<'_>, op: &Op, operands: &[&Datum]) -> Result<Datum> {
+        let _ = operands;
+        bail!("internal: `{}` at {}{} is not for this kind of program", op.name(), at.prefix, at.node)
+    }
+}
+
+/// Where in a model a node stands.
+pub struct Place<'a> {
+    /// The program.
+    pub prepared: &'a Prepared,
+    /// Path prefix of the function's parameters.
+    pub prefix: &'a str,
+    /// Index of the node in its function.
+    pub node: usize,
+    /// Index of the innermost repeated block.
+    pub layer: usize,
+    /// Sequence axis of the operands, if they have one.
+    pub axis: Option<&'a str>,
+}
+
+/// Evaluates function `index` of a program.
+pub fn function(
+    around: &dyn Surroundings,
+    prepared: &Prepared,
+    index: usize,
+    prefix: &str,
+    layer: usize,
+    arguments: &[Datum],
+) -> Result<Vec<Datum>> {
+    let types = &prepared.types.nodes[index];
+    evaluated(around, prepared, &prepared.program.functions[index], Some(types), prefix, layer, arguments)
+}
+
+/// Evaluates a function that was derived from the program.
+pub fn nodes(
+    around: &dyn Surroundings,
+    prepared: &Prepared,
+    f: &Function,
+    prefix: &str,
+    layer: usize,
+    arguments: &[Datum],
+) -> Result<Vec<Datum>> {
+    evaluated(around, prepared, f, None, prefix, layer, arguments)
+}
+
+fn evaluated(
+    around: &dyn Surroundings,
+    prepared: &Prepared,
+    f: &Function,
+    types: Option<&Vec<Type>>,
+    prefix: &str,
+    layer: usize,
+    arguments: &[Datum],
+) -> Result<Vec<Datum>> {
+    ensure!(arguments.len() == f.arguments.len(), "internal: function `{}` takes {} values", f.name, f.arguments.len());
+    // A value is dropped after its last use: without gradients that bounds memory by what is alive.
+    let mut uses = vec![0u32; f.nodes.len()];
+    f.nodes.iter().flat_map(|n| &n.operands).for_each(|o| uses[*o as usize] += 1);
+    f.outputs.iter().for_each(|o| uses[o.node as usize] += 1);
+    let mut values: Vec<Option<Datum>> = Vec::with_capacity(f.nodes.len());
+    for (i, node) in f.nodes.iter().enumerate() {
+        let operands: Vec<&Datum> =
+            node.operands.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
+        let axis = types.and_then(|types| {
+            node.operands.iter().find_map(|o| match &types[*o as usize] {
+                Type::Tensor(t) => t.axis.as_deref(),
+                _ => None,
+            })
+        });
+        let at = Place { prepared, prefix, node: i, layer, axis };
+        let value = match &node.op {
+            Op::Argument { index } => Ok(arguments[*index as usize].clone()),
+            Op::Parameter { index } => parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value),
+            op => one(around, &at, op, &operands),
+        };
+        let value = value.with_context(|| failed(prepared, f, i))?;
+        for o in &node.operands {
+            uses[*o as usize] -= 1;
+            if uses[*o as usize] == 0 {
+                values[*o as usize] = None;
+            }
+        }
+        values.push((uses[i] > 0).then_some(value));
+    }
+    Ok(f.outputs.iter().map(|o| values[o.node as usize].clone().expect("outputs are kept")).collect())
+}
+
+/// Where a computation failed, in the plugin's own words.
+pub fn failed(prepared: &Prepared, f: &Function, node: usize) -> String {
+    let p = &prepared.program;
+    let place = p.place(f.nodes[node].span);
+    format!("{} `{}`, function `{}`, operator `{}` {place}", p.kind, p.name, f.name, f.nodes[node].op.name())
+}
+
+/// A parameter's value.
+pub fn parameter(around: &dyn Surroundings, prefix: &str, p: &Parameter) -> Result<Value> {
+    let path = if p.scope == Scope::Model { format!("{}{}", around.shared(), p.name) } else { format!("{prefix}{}", p.name) };
+    around.parameter(&path, p)
+}
+
+/// Evaluates one node that is neither argument nor parameter.
+pub fn one(around: &dyn Surroundings, at: &Place<'_>, op: &Op, operands: &[&Datum]) -> Result<Datum> {
+    match op {
+        Op::Element { index } => match operands[0] {
+            Datum::Tuple(parts) => Ok(parts[*index as usize].clone()),
+            _ => bail!("internal: a part of something that is not a tuple"),
+        },
+        Op::LayerIndex => {
+            let t = Tensor::f_full([0i64; 0], at.layer as i64, (Kind::Int64, around.precision().device))?;
+            Ok(Datum::Value(Value::new(t, Lead::NONE)))
+        }
+        Op::Call { function: f, name } => {
+            let arguments: Vec<Datum> = operands.iter().map(|d| (*d).clone()).collect();
+            let prefix = child(at.prefix, name);
+            Ok(Datum::Tuple(function(around, at.prepared, *f as usize, &prefix, at.layer, &arguments)?))
+        }
+        Op::Loop { function: f, name, count, carried } => {
+            let prefix = child(at.prefix, name);
+            repeat(around, at, *f as usize, *carried, operands, (0..*count).map(|_| (prefix.clone(), at.layer)))
+        }
+        Op::Blocks { function: f, name, count, carried, first } => {
+            let blocks = (0..*count).map(|i| (block(at.prefix, name, first + i), first + i));
+            repeat(around, at, *f as usize, *carried, operands, blocks)
+        }
+        Op::StepIndex
+        | Op::HeadIndex
+        | Op::State { .. }
+        | Op::Phi { .. }
+        | Op::RandomNormal { .. }
+        | Op::RandomUniform { .. }
+        | Op::RandomOrthogonal { .. }
+        | Op::Position
+        | Op::CausalConv
+        | Op::TimeCumsum
+        | Op::Last
+        | Op::MeanOver
+        | Op::Along
+        | Op::Shift { .. }
+        | Op::Attention { .. }
+        | Op::Dropout { .. }
+        | Op::Scan { .. }
+        | Op::FastWeights { .. }
+        | Op::MemoryInit { .. }
+        | Op::FastWrite { .. }
+        | Op::FastRead { .. } => around.special(at, op, operands),
+        _ => {
+            let values: Result<Vec<&Value>> = operands.iter().map(|d| d.value()).collect();
+            Ok(Datum::Value(ops::apply(op, &values?, around.precision())?))
+        }
+    }
+}
+
+fn repeat(
+    around: &dyn Surroundings,
+    at: &Place<'_>,
+    f: usize,
+    carried: usize,
+    operands: &[&Datum],
+    places: impl Iterator<Item = (String, usize)>,
+) -> Result<Datum> {
+    let mut arguments: Vec<Datum> = operands.iter().map(|d| (*d).clone()).collect();
+    for (prefix, layer) in places {
+        let results = function(around, at.prepared, f, &prefix, layer, &arguments)?;
+        for (slot, result) in arguments[..carried].iter_mut().zip(results) {
+            *slot = result;
+        }
+    }
+    arguments.truncate(carried);
+    Ok(Datum::Tuple(arguments))
+}
+
+/// Parameters by path.
+#[derive(Default)]
+pub struct Table(pub HashMap<String, Value>);
+
+impl Table {
+    /// The value of a parameter.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.0.get(path).cloned().with_context(|| format!("internal: there is no parameter `{path}`"))
+    }
+}

@@ -1,0 +1,21 @@
+//! The reference executor: programs carried out operation by operation on libtorch tensors.
+//!
+//! Gradients are libtorch's. It is always available and is the judge of every faster executor.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`value`] | tensors with the leading axes that the host adds |
+//! | [`ops`] | operators that need nothing but their operands |
+//! | [`solve`] | conjugate gradients with an implicit backward |
+//! | [`time`] | operators along a slow net's sequence axis |
+//! | [`evaluate`] | functions: parameters, calls, loops, blocks, cells |
+//! | [`scan`] | an update rule along its steps |
+//! | [`prepared`] | programs made ready to run |
+
+pub mod evaluate;
+pub mod ops;
+pub mod prepared;
+pub mod scan;
+pub mod solve;
+pub mod time;
+pub mod value;

@@ -1,0 +1,474 @@
+//! What a slow net reaches while it is carried out: parameters, sequence axes, recurrent cells and fast weights.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+use fwp_program::{Source, child};
+use fwp_sdk::program::{Op, Parameter, Role, RuleInput, Scope, SlotInterface, Training};
+use tch::{Kind, Tensor};
+
+use super::{Carry, Model, init, source};
+use crate::exec::evaluate::{self, Place, Surroundings, Table};
+use crate::exec::scan::{FastWeights, Masks, Read, step_indices};
+use crate::exec::time::{self, Along};
+use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
+use crate::train::Pass;
+
+/// One forward pass.
+pub(super) struct InNet<'a> {
+    model: &'a Model,
+    pass: &'a Pass,
+    batch: i64,
+    entering: Option<Carry>,
+    leaving: RefCell<Carry>,
+    /// Rows that start afresh, `[batch]`.
+    rows: Option<Tensor>,
+    /// Steps that start a new sequence, `[batch, time]`.
+    steps: Option<Tensor>,
+    drawn: RefCell<HashMap<String, Tensor>>,
+    probes: Option<RefCell<Vec<(String, Tensor)>>>,
+}
+
+impl<'a> InNet<'a> {
+    pub fn new(model: &'a Model, pass: &'a Pass, batch: i64, entering: Option<Carry>, steps: Option<&Tensor>, probing: bool) -> Result<InNet<'a>> {
+        let rows = match (&entering, &pass.resets) {
+            (Some(_), Some(rows)) if rows.iter().any(|r| *r) => Some(Tensor::from_slice(rows).f_to_device(model.precision.device)?),
+            _ => None,
+        };
+        // Rows that all start afresh need nothing carried; that is also what a missing list means.
+        let entering = if pass.resets.as_ref().is_none_or(|r| r.iter().all(|x| *x)) { None } else { entering };
+        let steps = steps.map(|t| t.f_to_kind(Kind::Bool)).transpose()?;
+        Ok(InNet {
+            model,
+            pass,
+            batch,
+            entering,
+            leaving: RefCell::default(),
+            rows,
+            steps,
+            drawn: RefCell::default(),
+            probes: probing.then(RefCell::default),
+        })
+    }
+
+    pub fn finish(self) -> (Carry, Vec<(String, Tensor)>) {
+        let detached = self.leaving.into_inner().into_iter().map(|(k, v)| (k, v.iter().map(Tensor::detach).collect()));
+        (detached.collect(), self.probes.map(RefCell::into_inner).unwrap_or_default())
+    }
+
+    /// `[batch, length]`: where a new sequence starts along an axis; none where nothing does.
+    fn resets(&self, axis: Option<&str>, length: i64) -> Result<Option<Tensor>> {
+        let of_steps = match &self.steps {
+            Some(s) if axis == Some("time") && s.size()[1] == length => Some(s.shallow_clone()),
+            _ => None,
+        };
+        let Some(rows) = self.rows.as_ref().filter(|_| self.entering.is_some()) else { return Ok(of_steps) };
+        let first = rows.f_unsqueeze(1)?;
+        let rest = Tensor::f_zeros([self.batch, length - 1], (Kind::Bool, rows.device()))?;
+        let of_rows = Tensor::f_cat(&[first, rest], 1)?;
+        Ok(Some(match of_steps {
+            Some(s) => s.f_logical_or(&of_rows)?,
+            None => of_rows,
+        }))
+    }
+
+    /// Carries out an operator that may remember something for the next call.
+    fn remembering(&self, at: &Place<'_>, length: i64, work: impl FnOnce(&Along<'_>) -> Result<(Value, Vec<Tensor>)>) -> Result<Datum> {
+        let key = format!("{}#{}", at.prefix, at.node);
+        let reset = self.resets(at.axis, length)?;
+        let carried = self.entering.as_ref().and_then(|c| c.get(&key)).map(Vec::as_slice);
+        let (value, left) = work(&Along { reset: reset.as_ref(), carried })?;
+        if self.pass.carry {
+            self.leaving.borrow_mut().insert(key, left);
+        }
+        Ok(Datum::Value(value))
+    }
+
+    fn value_of(&self, path: &str) -> Result<Tensor> {
+        let index = *self.model.by_path.get(path).with_context(|| format!("internal: there is no parameter `{path}`"))?;
+        let spec = &self.model.specs[index];
+        if spec.training != Training::Redrawn || !self.pass.train {
+            return Ok(self.model.parameters[index].tensor.shallow_clone());
+        }
+        if let Some(t) = self.drawn.borrow().get(path) {
+            return Ok(t.shallow_clone());
+        }
+        // Draw 0 is the fixed one of evaluation; micro-batches of one step share their draw.
+        let prepared = source(&self.model.composed, spec.source);
+        let t = init::draw(prepared, spec, self.model.precision, self.pass.seed, self.pass.step + 1)?;
+        self.drawn.borrow_mut().insert(path.to_string(), t.shallow_clone());
+        Ok(t)
+    }
+
+    fn interface(&self, slot: &str) -> Result<(usize, &SlotInterface)> {
+        let slots = &self.model.composed.net.program.slots;
+        let found = slots.iter().enumerate().find(|(_, s)| s.name == slot);
+        found.with_context(|| format!("internal: there is no slot `{slot}`"))
+    }
+
+    /// The fast weights at a place of the net.
+    fn weights(&self, at: &Place<'_>, slot: &str, name: &str) -> Result<FastWeights> {
+        let (index, interface) = self.interface(slot)?;
+        let prefix = child(at.prefix, name);
+        let shared = format!("shared.{slot}.");
+        let mut table = Table::default();
+        for spec in &self.model.specs {
+            let own = matches!(spec.source, Source::Rule(i) | Source::Map(i) if i == index);
+            if !own || !(spec.path.starts_with(&prefix) || spec.path.starts_with(&shared)) {
+                continue;
+            }
+            let t = self.value_of(&spec.path)?;
+            let value = if spec.scope == Scope::Head {
+                let rest: Vec<i64> = t.size()[1..].to_vec();
+                let every: Vec<i64> = [self.batch, interface.heads as i64].into_iter().chain(rest.iter().copied()).collect();
+                let flat: Vec<i64> = std::iter::once(-1).chain(rest).collect();
+                Value::new(t.f_unsqueeze(0)?.f_expand(every, false)?.f_reshape(flat)?, Lead::BATCH)
+            } else {
+                Value::new(t, Lead::NONE)
+            };
+            table.0.insert(spec.path.clone(), value);
+        }
+        Ok(FastWeights {
+            slot: self.model.composed.slots[index].clone(),
+            index,
+            parameters: table,
+            prefix,
+            precision: self.model.precision,
+            memory_limit: self.model.memory_limit,
+        })
+    }
+
+    /// From the net's layout `[batch, (time,) heads, ...]` to the scan's `[(time,) batch * heads, ...]`.
+    fn to_scan(&self, x: &Value, heads: usize, length: Option<i64>) -> Result<Value> {
+        let lead = if length.is_some() { Lead::AXIS } else { Lead::BATCH };
+        let own = x.shape();
+        let full: Vec<i64> = std::iter::once(self.batch).chain(length).chain(own.iter().copied()).collect();
+        let mut t = x.aligned(lead, x.rank())?.f_expand(full, false)?;
+        let head_axis = lead.count() as i64;
+        let groups = heads as i64 / own[0];
+        if groups > 1 {
+            t = t.f_repeat_interleave_self_int(groups, head_axis, None)?;
+        }
+        let rest: Vec<i64> = own[1..].to_vec();
+        if let Some(length) = length {
+            let order: Vec<i64> = [1, 0].into_iter().chain(2..t.dim() as i64).collect();
+            let flat: Vec<i64> = [length, -1].into_iter().chain(rest).collect();
+            return Ok(Value::new(t.f_permute(order)?.f_reshape(flat)?, Lead::STEPS));
+        }
+        let flat: Vec<i64> = std::iter::once(-1).chain(rest).collect();
+        Ok(Value::new(t.f_reshape(flat)?, Lead::BATCH))
+    }
+
+    fn from_scan(&self, x: &Value, heads: usize) -> Result<Value> {
+        let rest = x.shape();
+        let heads = heads as i64;
+        if x.lead.steps {
+            let split: Vec<i64> = [x.tensor.size()[0], self.batch, heads].into_iter().chain(rest).collect();
+            let t = x.tensor.f_reshape(split)?;
+            let order: Vec<i64> = [1, 0].into_iter().chain(2..t.dim() as i64).collect();
+            return Ok(Value::new(t.f_permute(order)?, Lead::AXIS));
+        }
+        let split: Vec<i64> = [self.batch, heads].into_iter().chain(rest).collect();
+        Ok(Value::new(x.tensor.f_reshape(split)?, Lead::BATCH))
+    }
+
+    /// Operands in the scan's layout, mapped and scaled; the write mask apart.
+    fn operands(&self, call: &Call<'_>, weights: &FastWeights, memory: &Memory) -> Result<(Vec<(String, Value)>, Masks)> {
+        let heads = call.interface.heads;
+        let reset = match call.length {
+            Some(length) => self.resets(call.axis, length)?,
+            None => None,
+        };
+        let per_head = |mask: &Tensor| -> Result<Tensor> { Ok(mask.f_transpose(0, 1)?.f_repeat_interleave_self_int(heads as i64, 1, None)?) };
+        let mut masks = Masks { reset: reset.map(|r| per_head(&r)).transpose()?, write: None };
+        let steps = call.length.unwrap_or(1);
+        let (index, _) = step_indices(&memory.index, &masks, steps, true)?;
+        let index = if call.length.is_some() { index } else { Value::new(memory.index.shallow_clone(), Lead::BATCH) };
+        let scale = (call.interface.key as f64).powf(-0.5);
+        let mut inputs = Vec::new();
+        for (name, x) in &call.inputs {
+            if name == "write" {
+                let lead = if call.length.is_some() { Lead::AXIS } else { Lead::BATCH };
+                let t = x.aligned(lead, 0)?.f_expand([self.batch, steps], false)?;
+                masks.write = Some(per_head(&t)?);
+                continue;
+            }
+            let x = self.to_scan(x, heads, call.length)?;
+            let query_scale = (call.scale == "query").then_some(scale);
+            inputs.push((name.clone(), weights.mapped(name, x, query_scale, &index)?));
+        }
+        Ok((inputs, masks))
+    }
+
+    fn outputs(&self, parts: Vec<Value>, call: &Call<'_>) -> Result<Vec<Datum>> {
+        let scale = (call.interface.key as f64).powf(-0.5);
+        parts
+            .iter()
+            .enumerate()
+            .map(|(i, v)| {
+                let mut v = self.from_scan(v, call.interface.heads)?;
+                if i == 0 && call.scale == "output" {
+                    v.tensor = v.tensor.f_mul_scalar(scale)?;
+                }
+                Ok(Datum::Value(v))
+            })
+            .collect()
+    }
+
+    fn fast_weights(&self, at: &Place<'_>, op: &Op, operands: &[&Datum]) -> Result<Datum> {
+        let n = |interface: &SlotInterface| self.batch * interface.heads as i64;
+        match op {
+            Op::MemoryInit { slot, name } => {
+                let weights = self.weights(at, slot, name)?;
+                let (_, interface) = self.interface(slot)?;
+                Ok(Datum::Memory(weights.initial(n(interface))?))
+            }
+            Op::FastWeights { slot, name, inputs, scale, read } => {
+                let weights = self.weights(at, slot, name)?;
+                let (_, interface) = self.interface(slot)?;
+                let call = Call::new(interface, inputs, operands, scale, at.axis)?;
+                let key = format!("{}#{}", at.prefix, at.node);
+                let memory = match self.entering.as_ref().and_then(|c| c.get(&key)) {
+                    Some(left) => unpack(left, weights.index)?,
+                    None => weights.initial(n(interface))?,
+                };
+                let (given, masks) = self.operands(&call, &weights, &memory)?;
+                let in_order: Result<Vec<Value>> = interface.inputs.iter().map(|i| pick(&given, i)).collect();
+                let in_order = in_order?;
+                let (parts, memory) = weights.scan(&in_order, memory, &masks, Read::parse(read)?)?;
+                if self.pass.carry {
+                    self.leaving.borrow_mut().insert(key, pack(&memory));
+                }
+                self.probe(&weights, interface, &given, &memory)?;
+                let mut data = self.outputs(parts, &call)?;
+                data.push(Datum::Memory(memory));
+                Ok(Datum::Tuple(data))
+            }
+            Op::FastWrite { slot, name, inputs } => {
+                let weights = self.weights(at, slot, name)?;
+                let (_, interface) = self.interface(slot)?;
+                let call = Call::new(interface, inputs, &operands[1..], "none", at.axis)?;
+                let memory = memory(operands[0])?;
+                let (given, masks) = self.operands(&call, &weights, &memory)?;
+                let given: Vec<(String, Value)> = match call.length {
+                    Some(_) => given,
+                    // One write is a walk of one step.
+                    None => given.into_iter().map(|(n, v)| Ok((n, Value::new(v.tensor.f_unsqueeze(0)?, Lead::STEPS)))).collect::<Result<_>>()?,
+                };
+                let memory = weights.write(&given, memory, &masks)?;
+                self.probe(&weights, interface, &given, &memory)?;
+                Ok(Datum::Memory(memory))
+            }
+            Op::FastRead { slot, name, inputs, scale } => {
+                let weights = self.weights(at, slot, name)?;
+                let (_, interface) = self.interface(slot)?;
+                let call = Call::new(interface, inputs, &operands[1..], scale, at.axis)?;
+                let memory = memory(operands[0])?;
+                let (given, _) = self.operands(&call, &weights, &memory)?;
+                Ok(Datum::Tuple(self.outputs(weights.read(&memory, &given)?, &call)?))
+            }
+            other => bail!("internal: `{}` is not an operator on fast weights", other.name()),
+        }
+    }
+
+    /// Records fast weights, inputs and effective signals of the first sample for histograms and images.
+    fn probe(&self, weights: &FastWeights, interface: &SlotInterface, inputs: &[(String, Value)], memory: &Memory) -> Result<()> {
+        let Some(probes) = &self.probes else { return Ok(()) };
+        let mut probes = probes.borrow_mut();
+        let place = weights.prefix.trim_end_matches('.').replace('.', "/");
+        let heads = interface.heads as i64;
+        for (state, t) in weights.slot.rule.program.states.iter().zip(&memory.states) {
+            probes.push((format!("fwp/{place}/{}", state.name), t.f_narrow(0, 0, heads)?));
+        }
+        let keys = inputs.iter().filter(|(n, _)| interface.inputs.iter().any(|i| i.name == *n && i.role == Role::Key));
+        for (name, v) in keys.map(|(n, v)| (n.clone(), v.clone())).chain(weights.signals(inputs)?) {
+            if v.lead == Lead::STEPS {
+                probes.push((format!("fwp/{place}/{name}"), v.tensor.f_narrow(1, 0, heads)?.f_transpose(0, 1)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(&self, at: &Place<'_>, function: usize, name: &str, states: usize, operands: &[&Datum]) -> Result<Datum> {
+        let prefix = child(at.prefix, name);
+        let key = format!("{}#{}", at.prefix, at.node);
+        let initial: Vec<Datum> = operands[..states].iter().map(|d| self.per_sample(d)).collect::<Result<_>>()?;
+        let mut current: Vec<Datum> = match self.entering.as_ref().and_then(|c| c.get(&key)) {
+            Some(left) => unflatten(left, &initial)?,
+            None => initial.clone(),
+        };
+        let sequences: Vec<Vec<Tensor>> = operands[states..].iter().map(|d| Ok(d.value()?.tensor.f_unbind(1)?)).collect::<Result<_>>()?;
+        let length = sequences.first().map_or(0, Vec::len);
+        let reset = self.resets(at.axis, length as i64)?.map(|r| r.f_unbind(1)).transpose()?;
+        let mut outputs: Vec<Vec<Tensor>> = Vec::new();
+        for t in 0..length {
+            if let Some(reset) = &reset {
+                current = current.iter().zip(&initial).map(|(c, i)| choose(&reset[t], i, c)).collect::<Result<_>>()?;
+            }
+            let mut arguments = std::mem::take(&mut current);
+            arguments.extend(sequences.iter().map(|s| Datum::Value(Value::new(s[t].shallow_clone(), Lead::BATCH))));
+            let mut results = evaluate::function(self, at.prepared, function, &prefix, at.layer, &arguments)?;
+            let step: Vec<Datum> = results.split_off(states);
+            current = results.iter().map(|d| self.per_sample(d)).collect::<Result<_>>()?;
+            outputs.resize_with(step.len(), || Vec::with_capacity(length));
+            for (list, d) in outputs.iter_mut().zip(&step) {
+                match self.per_sample(d)? {
+                    Datum::Value(v) => list.push(v.tensor),
+                    _ => bail!("internal: a memory cannot be an output of a cell"),
+                }
+            }
+        }
+        if self.pass.carry {
+            self.leaving.borrow_mut().insert(key, flatten(&current));
+        }
+        let mut all = current;
+        for list in outputs {
+            all.push(Datum::Value(Value::new(Tensor::f_stack(&list, 1)?, Lead::AXIS)));
+        }
+        Ok(Datum::Tuple(all))
+    }
+
+    /// A value with its batch axis written out.
+    fn per_sample(&self, d: &Datum) -> Result<Datum> {
+        Ok(match d {
+            Datum::Value(v) => {
+                let shape: Vec<i64> = std::iter::once(self.batch).chain(v.shape()).collect();
+                Datum::Value(Value::new(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?, Lead::BATCH))
+            }
+            other => other.clone(),
+        })
+    }
+}
+
+/// One use of fast weights.
+struct Call<'a> {
+    interface: &'a SlotInterface,
+    inputs: Vec<(String, &'a Value)>,
+    scale: &'a str,
+    /// Length of the operands' axis; none for a single step.
+    length: Option<i64>,
+    axis: Option<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    fn new(interface: &'a SlotInterface, names: &[String], operands: &[&'a Datum], scale: &'a str, axis: Option<&'a str>) -> Result<Call<'a>> {
+        let inputs: Vec<(String, &Value)> = names.iter().zip(operands).map(|(n, d)| Ok((n.clone(), d.value()?))).collect::<Result<_>>()?;
+        let length = inputs.iter().find(|(_, v)| v.lead.axis).map(|(_, v)| v.tensor.size()[1]);
+        Ok(Call { interface, inputs, scale, length, axis })
+    }
+}
+
+fn pick(given: &[(String, Value)], input: &RuleInput) -> Result<Value> {
+    let found = given.iter().find(|(n, _)| *n == input.name);
+    found.map(|(_, v)| v.clone()).with_context(|| format!("the slow net does not hand over input `{}`", input.name))
+}
+
+fn memory(d: &Datum) -> Result<Memory> {
+    match d {
+        Datum::Memory(m) => Ok(m.clone()),
+        _ => bail!("internal: expected a memory"),
+    }
+}
+
+fn pack(m: &Memory) -> Vec<Tensor> {
+    m.states.iter().chain([&m.index]).map(Tensor::shallow_clone).collect()
+}
+
+fn unpack(left: &[Tensor], slot: usize) -> Result<Memory> {
+    let (index, states) = left.split_last().context("internal: an empty carried memory")?;
+    Ok(Memory { slot, states: states.iter().map(Tensor::shallow_clone).collect(), index: index.shallow_clone() })
+}
+
+fn flatten(data: &[Datum]) -> Vec<Tensor> {
+    data.iter()
+        .flat_map(|d| match d {
+            Datum::Value(v) => vec![v.tensor.shallow_clone()],
+            Datum::Memory(m) => pack(m),
+            Datum::Tuple(parts) => flatten(parts),
+        })
+        .collect()
+}
+
+fn unflatten(left: &[Tensor], like: &[Datum]) -> Result<Vec<Datum>> {
+    let mut rest = left;
+    let mut out = Vec::new();
+    for d in like {
+        let n = flatten(std::slice::from_ref(d)).len();
+        let (own, later) = rest.split_at_checked(n).context("internal: too few carried tensors")?;
+        out.push(match d {
+            Datum::Memory(m) => Datum::Memory(unpack(own, m.slot)?),
+            _ => Datum::Value(Value::new(own[0].shallow_clone(), Lead::BATCH)),
+        });
+        rest = later;
+    }
+    Ok(out)
+}
+
+/// `yes` where the mask `[batch]` holds, else `no`.
+fn choose(mask: &Tensor, yes: &Datum, no: &Datum) -> Result<Datum> {
+    let pick = |y: &Tensor, n: &Tensor| -> Result<Tensor> {
+        // A memory has samples times heads in front.
+        let repeats = n.size()[0] / mask.size()[0];
+        let m = if repeats > 1 { mask.f_repeat_interleave_self_int(repeats, 0, None)? } else { mask.shallow_clone() };
+        let mut shape = m.size();
+        shape.resize(n.dim(), 1);
+        Ok(y.f_where_self(&m.f_reshape(shape)?, n)?)
+    };
+    Ok(match (yes, no) {
+        (Datum::Value(y), Datum::Value(n)) => Datum::Value(Value::new(pick(&y.tensor, &n.tensor)?, n.lead)),
+        (Datum::Memory(y), Datum::Memory(n)) => Datum::Memory(Memory {
+            slot: n.slot,
+            states: y.states.iter().zip(&n.states).map(|(a, b)| pick(a, b)).collect::<Result<_>>()?,
+            index: pick(&y.index, &n.index)?,
+        }),
+        _ => bail!("internal: states of different kinds"),
+    })
+}
+
+impl Surroundings for InNet<'_> {
+    fn precision(&self) -> Precision {
+        self.model.precision
+    }
+
+    fn parameter(&self, path: &str, _: &Parameter) -> Result<Value> {
+        Ok(Value::new(self.value_of(path)?, Lead::NONE))
+    }
+
+    fn special(&self, at: &Place<'_>, op: &Op, operands: &[&Datum]) -> Result<Datum> {
+        let length = |i: usize| -> Result<i64> { Ok(operands[i].value()?.tensor.size()[1]) };
+        match op {
+            Op::Shift { steps } => self.remembering(at, length(0)?, |a| time::shift(operands[0].value()?, *steps, a)),
+            Op::CausalConv => self.remembering(at, length(0)?, |a| time::causal_conv(operands[0].value()?, operands[1].value()?, a)),
+            Op::Position => self.remembering(at, length(0)?, |a| time::position(&operands[0].value()?.tensor, a)),
+            Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),
+            Op::Attention { scale, causal, window } => {
+                let (q, k, v) = (operands[0].value()?, operands[1].value()?, operands[2].value()?);
+                let carry = self.pass.carry;
+                self.remembering(at, length(0)?, |a| time::attention(q, k, v, *scale, *causal, *window, a, carry))
+            }
+            Op::Last => {
+                let v = operands[0].value()?;
+                Ok(Datum::Value(Value::new(v.tensor.f_select(1, v.tensor.size()[1] - 1)?, Lead::BATCH)))
+            }
+            Op::MeanOver => {
+                let v = operands[0].value()?;
+                Ok(Datum::Value(Value::new(v.tensor.f_mean_dim(1, false, None)?, Lead::BATCH)))
+            }
+            Op::Along => {
+                let (v, like) = (operands[0].value()?, operands[1].value()?);
+                let shape: Vec<i64> = like.lead_shape().into_iter().chain(v.shape()).collect();
+                Ok(Datum::Value(Value::new(v.aligned(Lead::AXIS, v.rank())?.f_expand(shape, false)?, Lead::AXIS)))
+            }
+            Op::Dropout { p } => {
+                let v = operands[0].value()?;
+                Ok(Datum::Value(Value::new(v.tensor.f_dropout(*p, self.pass.train)?, v.lead)))
+            }
+            Op::Scan { function, name, states } => self.scan(at, *function as usize, name, *states, operands),
+            Op::FastWeights { .. } | Op::MemoryInit { .. } | Op::FastWrite { .. } | Op::FastRead { .. } => {
+                self.fast_weights(at, op, operands)
+            }
+            other => bail!("internal: `{}` is not for a slow net", other.name()),
+        }
+    }
+}

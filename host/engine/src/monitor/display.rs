@@ -1,0 +1,166 @@
+//! Progress on stderr: a bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a plain line is printed when nothing else asks for one.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Progress {
+    /// A bar when stderr is a terminal, plain lines elsewhere.
+    #[default]
+    Auto,
+    /// Plain lines.
+    Plain,
+    /// Nothing but warnings.
+    None,
+}
+
+impl FromStr for Progress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "plain" => Ok(Self::Plain),
+            "none" => Ok(Self::None),
+            other => Err(format!("progress is auto, plain or none, not {other:?}")),
+        }
+    }
+}
+
+/// What is shown, and the newest values.
+pub(super) struct Display {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    total: u64,
+    first: u64,
+    started: Instant,
+    printed: Option<Instant>,
+    newest: Newest,
+}
+
+#[derive(Default, Clone)]
+struct Newest {
+    step: u64,
+    loss: Option<f64>,
+    eval: Option<f64>,
+    speed: Option<f64>,
+}
+
+impl Display {
+    pub(super) fn new(progress: Progress, total: u64, first: u64) -> Self {
+        let terminal = progress == Progress::Auto && std::io::stderr().is_terminal();
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
+            if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}") {
+                bar.set_style(style);
+            }
+            bar.set_position(first);
+            bar
+        });
+        Self {
+            lines: !terminal && progress != Progress::None,
+            bar,
+            total,
+            first,
+            started: Instant::now(),
+            printed: None,
+            newest: Newest { step: first, ..Newest::default() },
+        }
+    }
+
+    pub(super) fn update(&mut self, step: u64, values: &[(String, f64)]) {
+        let mut evaluated = false;
+        self.newest.step = step;
+        for (name, value) in values {
+            match name.as_str() {
+                "train/loss" => self.newest.loss = Some(*value),
+                "train/tokens_per_second" => self.newest.speed = Some(*value),
+                "eval/loss" => {
+                    self.newest.eval = Some(*value);
+                    evaluated = true;
+                }
+                _ => {}
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+            bar.set_message(tail(&self.newest, self.remaining()));
+        }
+        let due = self.printed.is_none_or(|at| at.elapsed() >= LINE_EVERY);
+        if self.lines && (due || evaluated || step >= self.total) {
+            self.printed = Some(Instant::now());
+            let head = format!("step {step}/{}  ", self.total);
+            eprintln!("{head}{}", tail(&self.newest, self.remaining()));
+        }
+    }
+
+    /// Prints a line above the bar, or as it is.
+    pub(super) fn line(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Leaves the bar as it stands.
+    pub(super) fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+
+    /// The time left, from the mean speed of this process.
+    fn remaining(&self) -> Option<Duration> {
+        let done = self.newest.step.checked_sub(self.first).filter(|&n| n > 0)?;
+        let left = self.total.saturating_sub(self.newest.step);
+        Some(self.started.elapsed().mul_f64(left as f64 / done as f64))
+    }
+}
+
+/// `loss 0.1234  eval 0.2345  12345 tokens/s  eta 0:32`, as far as known.
+fn tail(newest: &Newest, remaining: Option<Duration>) -> String {
+    let mut parts = Vec::new();
+    parts.extend(newest.loss.map(|v| format!("loss {}", short(v))));
+    parts.extend(newest.eval.map(|v| format!("eval {}", short(v))));
+    parts.extend(newest.speed.map(|v| format!("{v:.0} tokens/s")));
+    parts.extend(remaining.map(|d| format!("eta {}", clock(d))));
+    parts.join("  ")
+}
+
+/// Four places after the point, or scientific where that would show nothing.
+fn short(value: f64) -> String {
+    if value != 0. && value.abs() < 0.001 { format!("{value:.2e}") } else { format!("{value:.4}") }
+}
+
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_as_documented() {
+        let newest = Newest { step: 100, loss: Some(0.1234), eval: Some(0.00008), speed: Some(12345.4) };
+        assert_eq!(tail(&newest, Some(Duration::from_secs(32))), "loss 0.1234  eval 8.00e-5  12345 tokens/s  eta 0:32");
+        assert_eq!(tail(&Newest::default(), None), "");
+        assert_eq!(clock(Duration::from_secs(3725)), "1:02:05");
+        assert_eq!(short(f64::NAN), "NaN");
+    }
+
+    #[test]
+    fn progress_is_read_from_its_names() {
+        assert_eq!("plain".parse(), Ok(Progress::Plain));
+        assert!("fancy".parse::<Progress>().unwrap_err().contains("auto, plain or none"));
+    }
+}

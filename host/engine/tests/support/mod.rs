@@ -1,0 +1,170 @@
+//! Small things that the tests of the executors share.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use fwp_engine::command::apply::apply;
+use fwp_engine::exec::value::Precision;
+use fwp_sdk::build::Dims;
+use fwp_sdk::program::{Kind as PartKind, Program};
+use fwp_sdk::{Ask, Part, Request};
+use serde_json::{Map, Value, json};
+use tch::{Device, Kind, Tensor};
+
+pub const DOUBLE: Precision = Precision { kind: Kind::Double, device: Device::Cpu };
+
+/// A deterministic source of floats for test data.
+pub struct Numbers(u64);
+
+impl Numbers {
+    pub fn new(seed: u64) -> Numbers {
+        Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    /// Uniform in [-1, 1).
+    pub fn next(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+    pub fn list(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| self.next()).collect()
+    }
+    pub fn tensor(&mut self, shape: &[i64]) -> Tensor {
+        let n: i64 = shape.iter().product();
+        Tensor::from_slice(&self.list(n as usize)).reshape(shape)
+    }
+}
+
+pub fn config(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+pub fn rule(part: Part, name: &str, settings: Value, dims: Dims) -> Program {
+    let request = Request { kind: PartKind::UpdateRule, name: name.into(), config: config(settings), ask: Ask::Rule { dims } };
+    Program::from_bytes(&part.describe(&request).unwrap()).unwrap()
+}
+
+pub fn map(part: Part, name: &str, settings: Value, dim: usize) -> Program {
+    let request = Request { kind: PartKind::FeatureMap, name: name.into(), config: config(settings), ask: Ask::Map { dim } };
+    Program::from_bytes(&part.describe(&request).unwrap()).unwrap()
+}
+
+pub fn identity(dim: usize) -> Program {
+    map(Part::feature_map::<fwp_map_identity::Identity>(), "identity", json!({}), dim)
+}
+
+/// The rule applied with the identity map; float64.
+pub fn run(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, grad: bool) -> BTreeMap<String, Tensor> {
+    apply(rule, map, file, DOUBLE, grad).unwrap()
+}
+
+pub fn values(t: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(t.detach().contiguous().view([-1]).to_kind(Kind::Double)).unwrap()
+}
+
+pub fn close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
+    assert_eq!(a.size(), b.size(), "{what}: shapes");
+    let scale = b.abs().max().double_value(&[]).max(1e-3);
+    let error = (a - b).abs().max().double_value(&[]) / scale;
+    assert!(error <= tolerance, "{what}: relative error {error:e}");
+}
+
+/// What one sequence and head of a rule sees at a step, by name.
+pub type StepInputs<'a> = &'a dyn Fn(&str, usize) -> Vec<f64>;
+
+/// Compares a rule with a plain float64 loop: outputs, final states, and gradients along random directions by finite differences of the loop.
+///
+/// `oracle` runs one head of one sequence: (steps, inputs by name and step, initial states) to (outputs, final states).
+pub fn against_oracle(
+    rule: &Program,
+    shapes: &[(&str, Vec<usize>)],
+    states: &[(&str, Vec<usize>)],
+    sizes: (i64, i64, i64),
+    oracle: &dyn Fn(usize, StepInputs, &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<Vec<f64>>),
+    with_states: bool,
+) {
+    let (batch, steps, heads) = sizes;
+    let mut numbers = Numbers::new((batch * 1000 + steps * 10 + heads) as u64);
+    let mut file = BTreeMap::new();
+    let mut seeded = |lead: &[i64], shape: &[usize]| {
+        let full: Vec<i64> = lead.iter().copied().chain(shape.iter().map(|n| *n as i64)).collect();
+        numbers.tensor(&full)
+    };
+    for (name, shape) in shapes {
+        file.insert(name.to_string(), seeded(&[batch, steps, heads], shape));
+    }
+    if with_states {
+        for (name, shape) in states {
+            file.insert(format!("state.{name}"), seeded(&[batch, heads], shape));
+        }
+    }
+    let out_shape: Vec<usize> = vec![shapes.iter().find(|(n, _)| *n == "v").unwrap().1[0]];
+    file.insert("grad.o".into(), seeded(&[batch, steps, heads], &out_shape));
+    for (name, shape) in states {
+        file.insert(format!("grad.state.{name}"), seeded(&[batch, heads], shape));
+    }
+    let id = identity(shapes.iter().find(|(n, _)| *n == "k").map_or(1, |(_, s)| *s.last().unwrap()));
+    let result = run(rule, &id, &file, true);
+
+    // The loop on the same numbers, or on numbers moved along a direction.
+    let reference = |file: &BTreeMap<String, Tensor>| -> (Vec<f64>, BTreeMap<String, Vec<f64>>, f64) {
+        let width: usize = out_shape.iter().product();
+        let mut o = vec![0.0; (batch * steps * heads) as usize * width];
+        let mut finals: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let data: BTreeMap<&String, Vec<f64>> = file.iter().map(|(k, t)| (k, values(t))).collect();
+        for b in 0..batch as usize {
+            for h in 0..heads as usize {
+                let inputs = |name: &str, t: usize| -> Vec<f64> {
+                    let n: usize = shapes.iter().find(|(s, _)| *s == name).unwrap().1.iter().product();
+                    let at = ((b * steps as usize + t) * heads as usize + h) * n;
+                    data[&name.to_string()][at..at + n].to_vec()
+                };
+                let initial: Vec<Vec<f64>> = states
+                    .iter()
+                    .map(|(name, shape)| {
+                        let n: usize = shape.iter().product();
+                        let at = (b * heads as usize + h) * n;
+                        data.get(&format!("state.{name}")).map_or(vec![0.0; n], |d| d[at..at + n].to_vec())
+                    })
+                    .collect();
+                let (outputs, last) = oracle(steps as usize, &inputs, &initial);
+                for (t, y) in outputs.iter().enumerate() {
+                    let at = ((b * steps as usize + t) * heads as usize + h) * width;
+                    o[at..at + width].copy_from_slice(y);
+                }
+                for ((name, _), s) in states.iter().zip(last) {
+                    finals.entry(name.to_string()).or_default().extend(s);
+                }
+            }
+        }
+        let mut weighted: f64 = o.iter().zip(&data[&"grad.o".to_string()]).map(|(a, b)| a * b).sum();
+        for (name, _) in states {
+            let g = &data[&format!("grad.state.{name}")];
+            weighted += finals[*name].iter().zip(g).map(|(a, b)| a * b).sum::<f64>();
+        }
+        (o, finals, weighted)
+    };
+    let (o, finals, _) = reference(&file);
+    close(&result["o"], &Tensor::from_slice(&o).reshape(result["o"].size()), 1e-12, "outputs");
+    for (name, _) in states {
+        let got = &result[&format!("state.{name}")];
+        close(got, &Tensor::from_slice(&finals[*name]).reshape(got.size()), 1e-12, "final state");
+    }
+    let inputs: Vec<String> = file.keys().filter(|k| !k.starts_with("grad.")).cloned().collect();
+    for name in inputs {
+        for _ in 0..2 {
+            let direction = numbers.tensor(&file[&name].size());
+            let h = 1e-5;
+            let moved = |sign: f64| {
+                let mut copy: BTreeMap<String, Tensor> = file.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
+                copy.insert(name.clone(), &file[&name] + sign * h * &direction);
+                reference(&copy).2
+            };
+            let numerical = (moved(1.0) - moved(-1.0)) / (2.0 * h);
+            let exact = (&result[&format!("grad.{name}")] * &direction).sum(Kind::Double).double_value(&[]);
+            let error = (numerical - exact).abs() / exact.abs().max(1.0);
+            assert!(error < 1e-8, "gradient of {name}: {exact} against {numerical}");
+        }
+    }
+}
