@@ -177,6 +177,6 @@ fn effective_signals_are_used_as_they_are() {
     let raw = run(&program, &identity(3), &file, false);
     let mut effective = file.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect::<BTreeMap<_, _>>();
     effective.insert("beta".into(), file["beta"].sigmoid());
-    let direct = run(&fwp_program::with_effective(&program).unwrap(), &identity(3), &effective, false);
+    let direct = run(&fwp_program::with_effective(&program), &identity(3), &effective, false);
     close(&direct["o"], &raw["o"], 1e-14, "write strengths as used");
 }

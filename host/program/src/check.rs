@@ -97,8 +97,11 @@ pub(crate) fn map_sizes(map: &Program) -> Option<(usize, usize)> {
     }
 }
 
+/// Names and sizes of extra outputs.
+type Extras = Vec<(String, Vec<usize>)>;
+
 /// Sizes of a rule's output and of its extra outputs.
-pub(crate) fn rule_outputs(rule: &Program) -> Option<(Vec<usize>, Vec<(String, Vec<usize>)>)> {
+pub(crate) fn rule_outputs(rule: &Program) -> Option<(Vec<usize>, Extras)> {
     let types = shape::types(rule).ok()?;
     let (_, index) = rule.entries.iter().find(|(n, _)| n == entry::STEP)?;
     let f = rule.functions.get(*index as usize)?;
@@ -165,9 +168,7 @@ impl Check<'_> {
             self.unique("arguments of one function", f.arguments.iter().map(|a| a.name.as_str()))?;
             self.unique("results of one function", f.outputs.iter().map(|o| o.name.as_str()))?;
         }
-        let stray = |what: &'static str, name: &str| {
-            Err(self.declaration(what, name, format!("a {} has none", p.kind)))
-        };
+        let stray = |what: &'static str, name: &str| Err(self.declaration(what, name, format!("a {} has none", p.kind)));
         match p.kind {
             Kind::UpdateRule => {}
             _ if !p.inputs.is_empty() => return stray("input", &p.inputs[0].name),
@@ -191,8 +192,8 @@ impl Check<'_> {
                 return Err(self.error(Problem::MissingEntry(name)));
             }
         }
-        for (i, (name, _)) in self.p.entries.iter().enumerate() {
-            let known = needed.iter().chain(optional).any(|n| n == name);
+        for (i, (name, index)) in self.p.entries.iter().enumerate() {
+            let known = needed.iter().chain(optional).any(|n| n == name) && (*index as usize) < self.p.functions.len();
             if !known || self.p.entries[..i].iter().any(|(n, _)| n == name) {
                 return Err(self.error(Problem::UnexpectedEntry(name.clone())));
             }
@@ -280,8 +281,9 @@ impl Check<'_> {
     fn outside(&self, f: &Function, class: Class, op: &Op) -> Option<String> {
         let Op::Parameter { index } = op else { return None };
         let parameter = f.parameters.get(*index as usize)?;
-        (class == Class::Net && parameter.scope == Scope::Head)
-            .then(|| format!("parameter `{}` is one a head, and a slow net has no heads; use the scope of a layer", parameter.name))
+        (class == Class::Net && parameter.scope == Scope::Head).then(|| {
+            format!("parameter `{}` is one a head, and a slow net has no heads; use the scope of a layer", parameter.name)
+        })
     }
 
     fn rule(&mut self) -> Result<(), CheckError> {
@@ -302,7 +304,8 @@ impl Check<'_> {
             let f = &p.functions[*index as usize];
             self.step(name, f, *index as usize)?;
         }
-        let (_, index) = p.entries.iter().find(|(n, _)| n == entry::STEP).ok_or_else(|| self.error(Problem::MissingEntry(entry::STEP)))?;
+        let (_, index) =
+            p.entries.iter().find(|(n, _)| n == entry::STEP).ok_or_else(|| self.error(Problem::MissingEntry(entry::STEP)))?;
         let step = &p.functions[*index as usize];
         let used = live(step);
         let reads = |op: Op| step.nodes.iter().zip(&used).any(|(n, used)| *used && n.op == op);
@@ -443,7 +446,8 @@ impl Check<'_> {
         let mut sizes: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
         for (name, index) in &p.entries {
             let f = &p.functions[*index as usize];
-            let vector = |t: &Type| matches!(t, Type::Tensor(t) if t.dtype == DType::Float && t.axis.is_none() && t.shape.len() == 1);
+            let vector =
+                |t: &Type| matches!(t, Type::Tensor(t) if t.dtype == DType::Float && t.axis.is_none() && t.shape.len() == 1);
             if f.arguments.len() != 1 || !vector(&f.arguments[0].ty) {
                 let found = f.arguments.iter().map(|a| a.ty.to_string()).collect::<Vec<_>>().join(", ");
                 return Err(self.error(Problem::Arguments { function: name.clone(), found, declared: "one vector".into() }));

@@ -27,7 +27,9 @@ pub enum Difference {
     #[error("result `{0}` is not the same kind of value in both")]
     Results(String),
     /// Numbers that differ.
-    #[error("result `{result}` differs: {first:e} against {second:e} at element {element} of {shape:?}, for random inputs drawn from seed {seed}")]
+    #[error(
+        "result `{result}` differs: {first:e} against {second:e} at element {element} of {shape:?}, for random inputs drawn from seed {seed}"
+    )]
     Numbers {
         /// Name of the result.
         result: String,

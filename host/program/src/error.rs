@@ -12,13 +12,13 @@ pub struct CheckError {
     /// `file:line:column` in the plugin's source; empty where it is unknown.
     pub place: String,
     /// What is wrong.
-    pub problem: Problem,
+    pub problem: Box<Problem>,
 }
 
 impl fmt::Display for CheckError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A shape error names place and part itself.
-        if let Problem::Shape(message) = &self.problem {
+        if let Problem::Shape(message) = &*self.problem {
             return f.write_str(message);
         }
         if !self.place.is_empty() {
@@ -30,10 +30,10 @@ impl fmt::Display for CheckError {
 
 impl CheckError {
     pub(crate) fn new(p: &Program, problem: Problem) -> CheckError {
-        CheckError { part: part(p), place: String::new(), problem }
+        CheckError { part: part(p), place: String::new(), problem: Box::new(problem) }
     }
     pub(crate) fn at(p: &Program, span: Span, problem: Problem) -> CheckError {
-        CheckError { part: part(p), place: p.place(span), problem }
+        CheckError { part: part(p), place: p.place(span), problem: Box::new(problem) }
     }
 }
 

@@ -40,12 +40,7 @@ impl Estimate {
 ///
 /// Every float result of an operation is counted for every sequence, step, head and repetition; views of other results are not.
 /// An axis whose length is not given has the largest given one. A program with a mistake counts nothing: check it first.
-pub fn estimate(
-    model: &ModelPrograms,
-    batch: usize,
-    lengths: &BTreeMap<String, usize>,
-    bytes_per_element: usize,
-) -> Estimate {
+pub fn estimate(model: &ModelPrograms, batch: usize, lengths: &BTreeMap<String, usize>, bytes_per_element: usize) -> Estimate {
     let bytes = bytes_per_element as u64;
     let mut e = Estimate::default();
     for p in model.parameters().unwrap_or_default() {
@@ -60,8 +55,7 @@ pub fn estimate(
     let longest = lengths.values().copied().max().unwrap_or(1);
     let slots = model.slots.iter().map(|s| Slot::of(model, s)).collect();
     let mut counter = Counter { model, lengths, longest, slots, states: 0, active: Vec::new() };
-    if let (Ok(types), Some((_, index))) =
-        (shape::types(&model.net), model.net.entries.iter().find(|(n, _)| n == entry::FORWARD))
+    if let (Ok(types), Some((_, index))) = (shape::types(&model.net), model.net.entries.iter().find(|(n, _)| n == entry::FORWARD))
     {
         let elements = counter.net(&model.net, &types, *index as usize, 1, 0);
         let scale = (batch as u64).saturating_mul(bytes);

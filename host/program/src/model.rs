@@ -160,12 +160,10 @@ impl ModelPrograms {
                     _ => continue,
                 };
                 let Some((_, programs)) = self.slot(slot) else { continue };
-                let wrong =
-                    |why: String| CheckError::at(&self.net, node.span, Problem::Slot { slot: slot.clone(), why });
+                let wrong = |why: String| CheckError::at(&self.net, node.span, Problem::Slot { slot: slot.clone(), why });
                 let halves = separate(&programs.rule)
                     .map_err(|e| wrong(format!("writing and reading cannot be told apart: {e}; use one fast_weights node")))?;
-                let (needed, half) =
-                    if writes { (&halves.write_inputs, "writing") } else { (&halves.read_inputs, "reading") };
+                let (needed, half) = if writes { (&halves.write_inputs, "writing") } else { (&halves.read_inputs, "reading") };
                 let missing: Vec<&str> = needed.iter().map(String::as_str).filter(|n| !inputs.iter().any(|i| i == n)).collect();
                 if !missing.is_empty() {
                     return Err(wrong(format!("{half} also needs {}", missing.join(", "))));
@@ -289,11 +287,10 @@ impl<'a> Walk<'a> {
 
     fn slot(&mut self, name: &str, prefix: &str, layer: usize, depth: usize) -> Result<(), CheckError> {
         let model = self.model;
-        let missing = |why: &str| {
-            CheckError::new(&model.net, Problem::Slot { slot: name.to_string(), why: why.to_string() })
-        };
+        let missing = |why: &str| CheckError::new(&model.net, Problem::Slot { slot: name.to_string(), why: why.to_string() });
         let (index, slot) = model.slot(name).ok_or_else(|| missing("no update rule of the recipe fills it"))?;
-        let interface = model.net.slots.iter().find(|s| s.name == name).ok_or_else(|| missing("the slow net does not know it"))?;
+        let interface =
+            model.net.slots.iter().find(|s| s.name == name).ok_or_else(|| missing("the slow net does not know it"))?;
         let at = |source| Place { source, slot: Some(&slot.name), heads: interface.heads, layer };
         for which in [entry::KEY, entry::QUERY] {
             let f = entry_function(&slot.map, which)?;

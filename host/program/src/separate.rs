@@ -89,7 +89,8 @@ pub fn separate(p: &Program) -> Result<Separation, Inseparable> {
 
     // The outputs again, stopping at the new states.
     let mut read = Function { nodes: Vec::new(), outputs: Vec::new(), arguments: Vec::new(), ..step.clone() };
-    let mut reader = Reader { step, class: &class, next: &next, nodes: Vec::new(), map: vec![None; step.nodes.len()], reads: Vec::new() };
+    let mut reader =
+        Reader { step, class: &class, next: &next, nodes: Vec::new(), map: vec![None; step.nodes.len()], reads: Vec::new() };
     for o in step.outputs.iter().filter(|o| !o.name.starts_with("state.")) {
         let blame = |blocked: Blocked| {
             let node = &step.nodes[blocked.consumer as usize];
@@ -170,13 +171,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Copies what node `root` needs into the reading function.
-    fn visit(
-        &mut self,
-        root: NodeId,
-        consumer: NodeId,
-        p: &Program,
-        written: &dyn Fn(u32) -> bool,
-    ) -> Result<NodeId, Blocked> {
+    fn visit(&mut self, root: NodeId, consumer: NodeId, p: &Program, written: &dyn Fn(u32) -> bool) -> Result<NodeId, Blocked> {
         // A stack of its own: programs may be deeper than the thread's.
         let mut stack = vec![(root, consumer, false)];
         while let Some((n, consumer, ready)) = stack.pop() {

@@ -83,8 +83,9 @@ fn judge(label: &str, mut b: Builder, result: NodeId, second_order: bool) {
     };
     let fwp_sdk::program::Type::Tensor(t) = &shapes[result as usize] else { panic!("{label}: not a tensor") };
     let inputs = b.f.arguments.len();
-    let wrt: Vec<NodeId> =
-        (0..inputs).map(|i| b.f.nodes.iter().position(|n| n.op == (Op::Argument { index: i as u32 })).unwrap() as NodeId).collect();
+    let wrt: Vec<NodeId> = (0..inputs)
+        .map(|i| b.f.nodes.iter().position(|n| n.op == (Op::Argument { index: i as u32 })).unwrap() as NodeId)
+        .collect();
     let r = b.arg(&t.shape);
     let y = b.op(Op::Dot, &[result, r]);
     let mut all = vec![y];
@@ -155,10 +156,14 @@ fn judge(label: &str, mut b: Builder, result: NodeId, second_order: bool) {
         let (here, ahead, behind) = (at(0.0), at(h), at(-h));
         let compare = |of: &str, by: &str| {
             let measured = (value(&ahead, of)[0] - value(&behind, of)[0]) / (2.0 * h);
-            let formed: f64 =
-                (0..inputs).map(|i| value(&here, &format!("{by}{i}")).iter().zip(&direction[i]).map(|(g, d)| g * d).sum::<f64>()).sum();
+            let formed: f64 = (0..inputs)
+                .map(|i| value(&here, &format!("{by}{i}")).iter().zip(&direction[i]).map(|(g, d)| g * d).sum::<f64>())
+                .sum();
             let scale = measured.abs().max(formed.abs()).max(1.0);
-            assert!((measured - formed).abs() / scale < 2e-6, "{label}, d{of}, seed {seed}: measured {measured}, formed {formed}");
+            assert!(
+                (measured - formed).abs() / scale < 2e-6,
+                "{label}, d{of}, seed {seed}: measured {measured}, formed {formed}"
+            );
         };
         compare("y", "g");
         if second_order {
@@ -170,9 +175,7 @@ fn judge(label: &str, mut b: Builder, result: NodeId, second_order: bool) {
 #[test]
 fn elementwise() {
     use Op::*;
-    let any = [
-        Neg, Abs, Exp, Expm1, Square, Sin, Cos, Tanh, Sigmoid, LogSigmoid, Softplus, Relu, Gelu, GeluTanh, Silu, Erf,
-    ];
+    let any = [Neg, Abs, Exp, Expm1, Square, Sin, Cos, Tanh, Sigmoid, LogSigmoid, Softplus, Relu, Gelu, GeluTanh, Silu, Erf];
     let positive = [Log, Log1p, Sqrt, Rsqrt, Reciprocal];
     for s in SIZES {
         for (ops, draw) in [(&any[..], Draw::Normal), (&positive[..], Draw::Positive)] {

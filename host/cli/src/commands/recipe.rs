@@ -73,7 +73,7 @@ impl Recipe {
                 output::print(&recipe.show())?;
             }
             Recipe::Check(c) => c.run().await?,
-            Recipe::Keys(Keys {}) => output::print(fwp_recipe::keys::reference().trim_start())?,
+            Recipe::Keys(Keys {}) => output::print(fwp_recipe::keys::reference().trim_start_matches('\n'))?,
         }
         Ok(0)
     }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use fwp_sdk::program::shape::{self, FunctionType};
 use fwp_sdk::program::{Function, NodeId, Op, Output, Parameter, Program};
 
+use crate::check::MAX_DEPTH;
 use crate::error::{CheckError, Problem};
 use crate::graph::{Editor, callee, is_float, pruned};
 use crate::model::child;
@@ -54,7 +55,7 @@ fn expand(p: &Program, types: &[FunctionType], callees: &[Function], f: &Functio
         return Ok(f.clone());
     }
     let inline = loops_between(f, callees);
-    let mut e = Expansion { callees, repetitions: 0, editor: Editor::new(p, types, f) };
+    let mut e = Expansion { callees, repetitions: 0, depth: 0, editor: Editor::new(p, types, f) };
     let mut map: Vec<Mapped> = Vec::with_capacity(f.nodes.len());
     for (i, node) in f.nodes.iter().enumerate() {
         e.editor.span = node.span;
@@ -96,7 +97,8 @@ fn loops_between(f: &Function, callees: &[Function]) -> Vec<bool> {
         }
     }
     // A parameter of an unrolled function moves to this one; its other uses must follow it.
-    let moves = |i: usize| marked[i] && callee(&f.nodes[i].op).is_some_and(|c| has_parameters(c, callees));
+    let with_parameters = having_parameters(callees);
+    let moves = |i: usize| marked[i] && callee(&f.nodes[i].op).is_some_and(|c| with_parameters.get(c as usize) == Some(&true));
     if (0..f.nodes.len()).any(moves) {
         for (i, node) in f.nodes.iter().enumerate() {
             marked[i] |= unrollable(&node.op);
@@ -105,10 +107,15 @@ fn loops_between(f: &Function, callees: &[Function]) -> Vec<bool> {
     marked
 }
 
-fn has_parameters(function: u32, callees: &[Function]) -> bool {
-    callees.get(function as usize).is_some_and(|f| {
-        !f.parameters.is_empty() || f.nodes.iter().filter_map(|n| callee(&n.op)).any(|c| has_parameters(c, callees))
-    })
+/// Which functions have parameters, themselves or in what they call.
+fn having_parameters(functions: &[Function]) -> Vec<bool> {
+    let mut have: Vec<bool> = Vec::with_capacity(functions.len());
+    for f in functions {
+        have.push(
+            !f.parameters.is_empty() || f.nodes.iter().filter_map(|n| callee(&n.op)).any(|c| have.get(c as usize) == Some(&true)),
+        );
+    }
+    have
 }
 
 /// What became of a node.
@@ -122,6 +129,8 @@ struct Expansion<'a> {
     callees: &'a [Function],
     /// Repetitions put in place so far; a body without nodes must not be repeated for ever.
     repetitions: usize,
+    /// Calls within calls that are being put in place.
+    depth: usize,
     editor: Editor<'a>,
 }
 
@@ -166,6 +175,10 @@ impl Expansion<'_> {
         let f = callees.get(function as usize).ok_or("there is no such function")?;
         let prefix = child(prefix, name);
         let mut results = Vec::new();
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("it passes through more than {MAX_DEPTH} calls within calls"));
+        }
         for _ in 0..count {
             self.repetitions += 1;
             if self.repetitions > MAX_NODES {
@@ -176,6 +189,7 @@ impl Expansion<'_> {
                 values[..results.len()].copy_from_slice(&results);
             }
         }
+        self.depth -= 1;
         Ok(results)
     }
 

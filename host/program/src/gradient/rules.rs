@@ -181,14 +181,7 @@ fn one_minus(e: &mut Editor<'_>, x: NodeId) -> Result<NodeId> {
 }
 
 /// Operators on operands of one shape, some of them perhaps scalars.
-fn arithmetic(
-    e: &mut Editor<'_>,
-    op: &Op,
-    x: &[NodeId],
-    y: NodeId,
-    g: NodeId,
-    wants: &dyn Fn(usize) -> bool,
-) -> Result<Parts> {
+fn arithmetic(e: &mut Editor<'_>, op: &Op, x: &[NodeId], y: NodeId, g: NodeId, wants: &dyn Fn(usize) -> bool) -> Result<Parts> {
     let shapes: Vec<Vec<usize>> = x.iter().map(|n| e.shape(*n).to_vec()).collect();
     let mut parts = Parts::new();
     if matches!(op, Op::Mul) && x[0] == x[1] {

@@ -14,6 +14,7 @@ use fwp_sdk::program::{Function, NodeId, Op, Parameter, Program};
 pub use array::{Array, Data};
 pub use draw::Random;
 
+use crate::check::MAX_DEPTH;
 use crate::model::child;
 
 /// What a node evaluates to.
@@ -84,7 +85,7 @@ pub struct EvalError {
 /// The results of a function, in the order of its outputs. `f` need not be one of the functions of `p`, but calls those.
 pub fn evaluate(p: &Program, f: &Function, inputs: &mut Inputs<'_>) -> Result<Vec<Value>, EvalError> {
     let arguments = std::mem::take(&mut inputs.arguments);
-    let values = run(p, f, &arguments, "", inputs);
+    let values = run(p, f, &arguments, ("", 0), inputs);
     inputs.arguments = arguments;
     let values = values?;
     Ok(f.outputs.iter().map(|o| values[o.node as usize].clone()).collect())
@@ -93,7 +94,7 @@ pub fn evaluate(p: &Program, f: &Function, inputs: &mut Inputs<'_>) -> Result<Ve
 /// The value of every node of a function.
 pub fn evaluate_nodes(p: &Program, f: &Function, inputs: &mut Inputs<'_>) -> Result<Vec<Value>, EvalError> {
     let arguments = std::mem::take(&mut inputs.arguments);
-    let values = run(p, f, &arguments, "", inputs);
+    let values = run(p, f, &arguments, ("", 0), inputs);
     inputs.arguments = arguments;
     values
 }
@@ -119,7 +120,15 @@ pub fn initial(p: &Program, parameter: &Parameter, layer: i64, head: i64, random
     }
 }
 
-fn run(p: &Program, f: &Function, arguments: &[Value], prefix: &str, inputs: &mut Inputs<'_>) -> Result<Vec<Value>, EvalError> {
+/// Values of all nodes; `at` is the prefix of parameters and the number of calls around this one.
+fn run(
+    p: &Program,
+    f: &Function,
+    arguments: &[Value],
+    at: (&str, usize),
+    inputs: &mut Inputs<'_>,
+) -> Result<Vec<Value>, EvalError> {
+    let (prefix, depth) = at;
     let mut values: Vec<Value> = Vec::with_capacity(f.nodes.len());
     for (i, node) in f.nodes.iter().enumerate() {
         let fail = |why: String| {
@@ -130,12 +139,15 @@ fn run(p: &Program, f: &Function, arguments: &[Value], prefix: &str, inputs: &mu
         let value = match &node.op {
             Op::Call { function, name } | Op::Loop { function, name, .. } => {
                 let inner = p.functions.get(*function as usize).ok_or_else(|| fail("there is no such function".into()))?;
+                if depth >= MAX_DEPTH {
+                    return Err(fail(format!("more than {MAX_DEPTH} calls within calls")));
+                }
                 let mut given: Vec<Value> = node.operands.iter().map(|o| values[*o as usize].clone()).collect();
                 let count = if let Op::Loop { count, .. } = node.op { count } else { 1 };
                 let prefix = child(prefix, name);
                 let mut results = Vec::new();
                 for _ in 0..count {
-                    let inner_values = run(p, inner, &given, &prefix, inputs)?;
+                    let inner_values = run(p, inner, &given, (&prefix, depth + 1), inputs)?;
                     results = inner.outputs.iter().map(|o| inner_values[o.node as usize].clone()).collect();
                     if matches!(node.op, Op::Loop { .. }) {
                         given[..results.len()].clone_from_slice(&results);

@@ -1,6 +1,6 @@
 //! One node as an expression of its operands' expressions.
 
-use fwp_sdk::program::{Argument, Function, NodeId, Op, Program, Type};
+use fwp_sdk::program::{Argument, Function, Node, NodeId, Op, Program, Type};
 
 use crate::graph::{elements, sizes};
 
@@ -24,6 +24,8 @@ const ATOM: u8 = 7;
 const BETWEEN: &str = "\u{1f}";
 /// Longest expression that is written into another.
 const LONGEST: usize = 56;
+/// Longest expression that is written where fast weights are given it.
+const LONGEST_GIVEN: usize = 12;
 
 impl Text {
     /// The level of a name that was given before its node was reached.
@@ -40,7 +42,7 @@ impl Text {
 }
 
 /// A hint for the name of a node that gets a line of its own; `None` where it is written into what uses it.
-pub(super) fn own_line(f: &Function, n: usize, uses: usize, readers: &[NodeId], text: &Text) -> Option<&'static str> {
+pub(super) fn own_line<'f>(f: &'f Function, n: usize, uses: usize, readers: &[NodeId], text: &Text) -> Option<&'f str> {
     let node = &f.nodes[n];
     let reader = |want: fn(&Op) -> bool| readers.iter().any(|r| want(&f.nodes[*r as usize].op));
     if readers.iter().any(|r| f.nodes[*r as usize].op == Op::Gradient && f.nodes[*r as usize].operands[0] as usize == n) {
@@ -53,6 +55,13 @@ pub(super) fn own_line(f: &Function, n: usize, uses: usize, readers: &[NodeId], 
     if constant {
         return None;
     }
+    // What is handed to the fast weights is named after what it is for.
+    if let [reader] = readers
+        && text.text.chars().count() > LONGEST_GIVEN
+        && let Some(input) = given_as(&f.nodes[*reader as usize], n)
+    {
+        return Some(input);
+    }
     let linear = |op: &Op| matches!(op, Op::MatVec | Op::MatVecT | Op::MatMul | Op::Outer | Op::Dot);
     // A difference of a target and a read is what rules call the error.
     let error = matches!(node.op, Op::Sub) && node.operands.iter().any(|o| linear(&f.nodes[*o as usize].op));
@@ -61,6 +70,17 @@ pub(super) fn own_line(f: &Function, n: usize, uses: usize, readers: &[NodeId], 
         return Some(if error { "e" } else { "t" });
     }
     None
+}
+
+/// The input of a fast-weight node that node `n` is given as.
+fn given_as(reader: &Node, n: usize) -> Option<&str> {
+    let (inputs, first) = match &reader.op {
+        Op::FastWeights { inputs, .. } => (inputs, 0),
+        Op::FastWrite { inputs, .. } | Op::FastRead { inputs, .. } => (inputs, 1),
+        _ => return None,
+    };
+    let position = reader.operands.iter().position(|o| *o as usize == n)?;
+    inputs.get(position.checked_sub(first)?).map(String::as_str)
 }
 
 /// A number without a needless `.0`.
@@ -82,10 +102,8 @@ pub(super) fn expression(
     callee_arguments: Option<&[Argument]>,
 ) -> Text {
     let node = &f.nodes[n];
-    let infix = |sign: &str, level: u8, left: u8, right: u8| Text {
-        text: format!("{}{sign}{}", x[0].at(left), x[1].at(right)),
-        level,
-    };
+    let infix =
+        |sign: &str, level: u8, left: u8, right: u8| Text { text: format!("{}{sign}{}", x[0].at(left), x[1].at(right)), level };
     let postfix = |mark: &str| Text { text: format!("{}{mark}", x[0].at(POSTFIX)), level: POSTFIX };
     let of = |name: &str, more: &[String]| {
         let mut parts: Vec<String> = x.iter().map(|t| t.text.clone()).collect();
@@ -160,9 +178,7 @@ pub(super) fn expression(
                 _ => of("reshape", &[list(shape)]),
             }
         }
-        Op::Slice { axis, start, length } => {
-            postfix(&format!("[{}{start}:{}]", ":, ".repeat(*axis), start + length))
-        }
+        Op::Slice { axis, start, length } => postfix(&format!("[{}{start}:{}]", ":, ".repeat(*axis), start + length)),
         Op::Expand { axis, size } => of("repeat", &[size.to_string(), format!("axis {axis}")]),
         Op::Concat { axis: 0 } => Text::atom(&format!("[{}]", x.iter().map(|t| t.text.clone()).collect::<Vec<_>>().join("; "))),
         Op::Concat { axis } | Op::Flip { axis } => of(node.op.name(), &[format!("axis {axis}")]),
@@ -179,6 +195,9 @@ pub(super) fn expression(
             };
             let all = elements(&types[n]) == 1 && axes.len() == operand_shape(0).len();
             if all { of(name, &[]) } else { of(name, &[format!("axes {}", list(axes))]) }
+        }
+        Op::RmsNorm { eps } | Op::LayerNorm { eps } | Op::L2Normalise { eps } | Op::SumNormalise { eps } => {
+            of(node.op.name(), &[format!("eps {}", number(*eps).text)])
         }
         Op::OneHot { size } => of("one_hot", &[size.to_string()]),
         Op::Gather => Text { text: format!("{}[{}]", x[0].at(ATOM), x[1].text), level: POSTFIX },

@@ -177,8 +177,11 @@ impl Printer<'_> {
             let mut text = expression(self.p, f, n, types, &operands, arguments);
             let several = matches!(types[n], fwp_sdk::program::Type::Tuple(_)) && node.op != Op::Gradient;
             if several {
-                let parts: Vec<usize> =
-                    readers[n].iter().map(|r| *r as usize).filter(|r| used[*r] && matches!(f.nodes[*r].op, Op::Element { .. })).collect();
+                let parts: Vec<usize> = readers[n]
+                    .iter()
+                    .map(|r| *r as usize)
+                    .filter(|r| used[*r] && matches!(f.nodes[*r].op, Op::Element { .. }))
+                    .collect();
                 let mut shown: Vec<(u32, String, String)> = Vec::new();
                 for part in parts {
                     let Op::Element { index } = f.nodes[part].op else { continue };

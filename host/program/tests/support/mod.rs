@@ -11,14 +11,12 @@ use fwp_sdk::{Ask, Part, Request};
 pub const DIMS: Dims = Dims { heads: 2, key_raw: 5, key: 5, value: 3 };
 
 pub fn rule<R: UpdateRule>(dims: Dims) -> Program {
-    let request =
-        Request { kind: Kind::UpdateRule, name: R::NAME.into(), config: Default::default(), ask: Ask::Rule { dims } };
+    let request = Request { kind: Kind::UpdateRule, name: R::NAME.into(), config: Default::default(), ask: Ask::Rule { dims } };
     Program::from_bytes(&Part::update_rule::<R>().describe(&request).unwrap()).unwrap()
 }
 
 pub fn map<M: FeatureMap>(dim: usize) -> Program {
-    let request =
-        Request { kind: Kind::FeatureMap, name: M::NAME.into(), config: Default::default(), ask: Ask::Map { dim } };
+    let request = Request { kind: Kind::FeatureMap, name: M::NAME.into(), config: Default::default(), ask: Ask::Map { dim } };
     Program::from_bytes(&Part::feature_map::<M>().describe(&request).unwrap()).unwrap()
 }
 
@@ -53,11 +51,7 @@ pub fn interface(slot: &str, rule: &Program, dims: Dims) -> SlotInterface {
         value: dims.value,
         inputs: rule.inputs.clone(),
         output: sizes(step.output("output").unwrap()),
-        extras: step
-            .outputs
-            .iter()
-            .filter_map(|o| Some((o.name.strip_prefix("extra.")?.to_string(), sizes(o.node))))
-            .collect(),
+        extras: step.outputs.iter().filter_map(|o| Some((o.name.strip_prefix("extra.")?.to_string(), sizes(o.node)))).collect(),
     }
 }
 
@@ -102,7 +96,7 @@ rule!(
         s.output(w.matvec(&q));
         s.set_state("w", w);
     },
-    restated |s| {
+    restated | s | {
         let (q, k, v) = s.query_key_value();
         let beta = s.signal("beta").sigmoid();
         let w = s.state("w");
