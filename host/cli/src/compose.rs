@@ -109,10 +109,9 @@ impl Source<'_> {
     fn refused(&self, refusal: Refusal) -> Failure {
         if let Some((key, message, help)) = blamed_key(&refusal.cause) {
             let path = format!("{}.{key}", self.choice.section);
-            let error = self.recipe.error_at(&path, &message, help);
-            let mut failure = Failure::from(error);
-            failure.remedy = format!("{}; `fwp-host plugins show {}` shows its configuration", failure.remedy, self.chosen.info.name);
-            return failure;
+            let look = format!("`fwp-host plugins show {}` shows its keys", self.chosen.info.name);
+            let help = help.map_or(look.clone(), |h| format!("{h} ({look})"));
+            return self.recipe.error_at(&path, &message, Some(help)).into();
         }
         cannot_describe(&self.chosen.title(), refusal)
     }

@@ -5,16 +5,16 @@
 //!
 //! | module | answers |
 //! |---|---|
-//! | [`check`] | is it a complete, sensible part? |
+//! | [`check`](mod@check) | is it a complete, sensible part? |
 //! | [`model`] | which parameters does a whole model have, and under which names? |
 //! | [`gradient`] | the same program with every `gradient` written out |
-//! | [`schedule`] | what of a step can be computed for all steps at once? |
-//! | [`separate`] | writing and reading as two functions |
+//! | [`schedule`](mod@schedule) | what of a step can be computed for all steps at once? |
+//! | [`separate`](mod@separate) | writing and reading as two functions |
 //! | [`effective`] | where a raw signal becomes what the rule uses |
 //! | [`phi`] | the rule with the feature map put in for `phi` |
-//! | [`estimate`] | how much memory will training take? |
+//! | [`estimate`](mod@estimate) | how much memory will training take? |
 //! | [`interpret`] | the value of a function for one sample, in f64 |
-//! | [`equivalent`] | do two functions compute the same? |
+//! | [`equivalent`](mod@equivalent) | do two functions compute the same? |
 //! | [`print`](mod@print) | the program as a person reads it |
 //!
 //! # Design

@@ -70,7 +70,9 @@ pub fn schedule(f: &Function, types: &[Type]) -> Vec<When> {
                         .map(|o| elements(&types[*o as usize]))
                         .sum();
                     let read_in_step = readers[i].iter().any(|r| when[*r as usize] == When::Step);
-                    read_in_step || kept > 2 * elements(&types[i])
+                    // The parts of a tuple are taken where it is made.
+                    let part = matches!(f.nodes[i].op, Op::Element { .. }) && kept > 0;
+                    read_in_step || part || kept > 2 * elements(&types[i])
                 }
                 When::Once | When::Step => false,
             };

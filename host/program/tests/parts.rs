@@ -162,7 +162,7 @@ fn nets_print_with_their_blocks() {
     assert!(text.contains("blocks layers.0 to layers.1 (x0 = embedding.weight[tokens])"), "{text}");
     assert!(text.contains("    "), "{text}");
     assert!(text.contains("fast weights `main` as memory (q, k, v, beta)"), "{text}");
-    assert!(text.contains("k   = reshape(k_proj.weight t1, [2, 5])"), "{text}");
+    assert!(text.contains("k    = reshape(k_proj.weight t1, [2, 5])"), "{text}");
     assert!(text.contains("rms_norm(x0, eps 1e-6)"), "{text}");
     assert!(text.contains("logits = head.weight"), "{text}");
 }
@@ -444,6 +444,27 @@ fn no_step_waits_for_what_comes_after_it() {
     }
 }
 
+rule!(Repeats, |dims| Signature::new(dims).state("w", [dims.value], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.state("w") * q.dot(&k) + &v;
+    let parts = s.repeat(2, &[&w, &v], &[], |x, _| vec![x[0].tanh() + &x[1], x[1].clone()]);
+    s.output((&parts[0] * &parts[1]).rms_norm(1e-6));
+    s.set_state("w", w);
+});
+
+#[test]
+fn parts_of_a_tuple_are_taken_when_it_is_made() {
+    let p = describe::<Repeats>(DIMS);
+    let step = p.entry("step").unwrap();
+    let times = schedule(step, &step_types(&p));
+    for (n, node) in step.nodes.iter().enumerate() {
+        if let Op::Element { .. } = node.op {
+            assert_eq!(times[n], times[node.operands[0] as usize]);
+        }
+    }
+    assert_eq!(when(&p, &times, Op::RmsNorm { eps: 1e-6 }), When::After);
+}
+
 rule!(
     ThroughPhi,
     |dims| Signature::without_inputs(dims)
@@ -459,7 +480,7 @@ rule!(
         let loss = 0.5 * (w.matvec(&k) - s.input("v")).norm_squared();
         let g = loss.gradients(&[&w, &b]);
         let w = &w - 0.1 * &g[0];
-        s.output(w.matvec(&s.input("q")));
+        s.output(w.matvec(s.input("q")));
         s.set_state("w", w);
         s.set_state("b", &b - 0.1 * &g[1]);
     }

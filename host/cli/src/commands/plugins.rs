@@ -298,22 +298,38 @@ impl Show {
 
     /// The program at example sizes, and the sizes in words.
     async fn describe(&self, asker: &Asker, chosen: &Chosen, config: &Map<String, Value>) -> Result<(String, Vec<u8>), Failure> {
+        let mut causes: Vec<String> = Vec::new();
         let mut refused = None;
-        for (example, ask) in self.examples(chosen.info.kind) {
-            let request = fwp_sdk::Request { kind: chosen.info.kind, name: chosen.info.name.clone(), config: config.clone(), ask };
-            match asker.one(&chosen.library, Question::Describe(request)).await? {
+        for (example, first, slots) in self.examples(chosen.info.kind) {
+            let mut answer = ask(asker, chosen, config, first.clone()).await?;
+            // A slow net says first which fast weights it wants.
+            if let (Ok(bytes), Ask::Memories { task, .. }) = (&answer, first) {
+                let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
+                let Some(memory) = memories.into_iter().next() else {
+                    return Err(cannot_describe(&chosen.title(), Refusal::new("its answer cannot be used", "correct the plugin")));
+                };
+                let net = Ask::Net { task, slots: vec![interface(memory)], layers: vec![(slots, None)] };
+                answer = ask(asker, chosen, config, net).await?;
+            }
+            match answer {
                 Ok(bytes) => return Ok((example, bytes)),
-                // The first example is the one that the user asked for.
-                Err(refusal) => refused = Some(refused.unwrap_or(refusal)),
+                Err(refusal) => {
+                    if !causes.contains(&refusal.cause) {
+                        causes.push(refusal.cause.clone());
+                    }
+                    refused = Some(refusal);
+                }
             }
         }
-        let refusal = refused.unwrap_or_else(|| Refusal::new("there is no example for it", ""));
-        Err(cannot_describe(&chosen.title(), refusal))
+        let refusal = refused.unwrap_or_else(|| Refusal::new("", ""));
+        Err(cannot_describe(&chosen.title(), Refusal { cause: causes.join("; "), ..refusal }))
     }
 
-    fn examples(&self, kind: Kind) -> Vec<(String, Ask)> {
+    /// Examples to try in order: in words, the first question, and the slot of a slow net.
+    fn examples(&self, kind: Kind) -> Vec<(String, Ask, String)> {
+        let slot = "main".to_string();
         match kind {
-            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim })],
+            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim }, slot)],
             Kind::UpdateRule => {
                 let key = self.mapped_key_dim.unwrap_or(self.key_dim);
                 // Different sizes read best; a rule that wants them equal gets them equal.
@@ -322,23 +338,23 @@ impl Show {
                     None => vec![(key / 2).max(1), key],
                 };
                 let dims = values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value });
-                dims.map(|dims| {
-                    (format!("{} heads, keys of {key}, values of {}", dims.heads, dims.value), Ask::Rule { dims })
+                let words = |d: Dims| format!("{} heads, keys of {}, values of {}", d.heads, d.key, d.value);
+                dims.map(|dims| (words(dims), Ask::Rule { dims }, slot.clone())).collect()
+            }
+            Kind::SlowNet => example_tasks()
+                .into_iter()
+                .map(|(name, task)| {
+                    let ask = Ask::Memories { task, slots: vec![slot.clone()] };
+                    (format!("task {name}, a rule with q, k, v and beta"), ask, slot.clone())
                 })
-                .collect()
-            }
-            Kind::SlowNet => {
-                let slots = vec![interface(Memory { heads: self.heads, key: self.key_dim, value: self.key_dim })];
-                let tasks = example_tasks().into_iter();
-                tasks
-                    .map(|(name, task)| {
-                        let ask = Ask::Net { task, slots: slots.clone(), layers: vec![("main".into(), None)] };
-                        (format!("task {name}, a rule of {} heads with q, k, v and beta", self.heads), ask)
-                    })
-                    .collect()
-            }
+                .collect(),
         }
     }
+}
+
+async fn ask(asker: &Asker, chosen: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Result<Vec<u8>, Refusal>, Failure> {
+    let request = fwp_sdk::Request { kind: chosen.info.kind, name: chosen.info.name.clone(), config: config.clone(), ask };
+    asker.one(&chosen.library, Question::Describe(request)).await
 }
 
 /// Inputs and outputs of each task, small.

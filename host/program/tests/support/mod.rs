@@ -134,7 +134,7 @@ impl FeatureMap for Learned {
     }
     fn apply(&self, map: &Map) -> Expr {
         let a = map.parameter("a", &[map.dim, map.dim], Init::normal(1.0));
-        let y = a.matvec(&map.input()).tanh();
+        let y = a.matvec(map.input()).tanh();
         if map.role == MapRole::Key { y } else { y * 2.0 }
     }
 }
