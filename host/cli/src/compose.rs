@@ -4,7 +4,7 @@
 //! the slow net says which fast weights it wants in each slot; the feature map says how many features it makes of a key; then map
 //! and rule are described for those sizes; last the slow net, which is told what each rule takes and gives.
 
-use fwp_program::{ModelPrograms, Notice, SlotPrograms};
+use fwp_program::{Difference, ModelPrograms, Notice, SlotPrograms};
 use fwp_recipe::{PartChoice, PartKind, Resolved};
 use fwp_sdk::Ask;
 use fwp_sdk::build::{self, Dims, Memory};
@@ -152,6 +152,9 @@ fn blamed_key(message: &str) -> Option<(String, String, Option<String>)> {
     Some((key.into(), rest.strip_prefix(':')?.trim().into(), None))
 }
 
+/// The numbers on which a rule's two statements are compared; any will do, always the same ones give always the same verdict.
+const RESTATED_SEED: u64 = 1;
+
 /// Reads and checks a program: it comes from a library and is not trusted.
 pub fn checked(kind: Kind, chosen: &Chosen, bytes: &[u8], notices: &mut Vec<String>) -> Result<Program, Failure> {
     let refuse = |cause: String| {
@@ -172,6 +175,12 @@ pub fn checked(kind: Kind, chosen: &Chosen, bytes: &[u8], notices: &mut Vec<Stri
     }
     let found = fwp_program::check(&program).map_err(|e| refuse(e.to_string()))?;
     notices.extend(found.iter().map(|n: &Notice| format!("{}: {n}", chosen.title())));
+    // A rule that says its step twice is held to it: trained would be the first, believed perhaps the second.
+    match fwp_program::restated_agrees(&program, RESTATED_SEED) {
+        Ok(_) => {}
+        Err(Difference::NoValue(why)) => notices.push(format!("{}: its two statements cannot be compared: {why}", chosen.title())),
+        Err(difference) => return Err(refuse(format!("its step and its second statement differ: {difference}"))),
+    }
     Ok(program)
 }
 
@@ -189,9 +198,7 @@ fn value(v: &toml::Value) -> Result<Value, String> {
         }
         toml::Value::Boolean(b) => (*b).into(),
         toml::Value::Array(a) => Value::Array(a.iter().map(value).collect::<Result<_, _>>()?),
-        toml::Value::Table(t) => {
-            Value::Object(t.iter().map(|(k, v)| Ok((k.clone(), value(v)?))).collect::<Result<_, String>>()?)
-        }
+        toml::Value::Table(t) => Value::Object(t.iter().map(|(k, v)| Ok((k.clone(), value(v)?))).collect::<Result<_, String>>()?),
         toml::Value::Datetime(d) => return Err(format!("no key takes a date ({d})")),
     })
 }
@@ -318,9 +325,9 @@ async fn all(asker: &Asker, jobs: Vec<(&Source<'_>, LibraryJob)>) -> Result<Vec<
     let answers = asker.ask(jobs).await?;
     let mut out = Vec::new();
     for (source, answers) in sources.into_iter().zip(answers) {
-        let answer = answers.opened.and_then(|_| answers.answers.into_iter().next().unwrap_or_else(|| {
-            Err(Refusal::new("it did not answer", "rebuild the plugin"))
-        }));
+        let answer = answers.opened.and_then(|_| {
+            answers.answers.into_iter().next().unwrap_or_else(|| Err(Refusal::new("it did not answer", "rebuild the plugin")))
+        });
         out.push(answer.map_err(|r| source.refused(r))?);
     }
     Ok(out)

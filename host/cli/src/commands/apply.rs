@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use fwp_sdk::Ask;
 use fwp_sdk::build::Dims;
 use fwp_sdk::program::{Kind, Program};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
 use super::PluginOptions;
@@ -139,7 +139,10 @@ impl Apply {
 
     /// Writes programs and job where the engine finds them, and starts it.
     async fn start(&self, engine: &Engine, rule: &[u8], map: Option<&[u8]>) -> Result<u8, Failure> {
-        let folder = tempfile::Builder::new().prefix("fwp-apply-").tempdir().map_err(|e| failure::io("write", &std::env::temp_dir(), &e))?;
+        let folder = tempfile::Builder::new()
+            .prefix("fwp-apply-")
+            .tempdir()
+            .map_err(|e| failure::io("write", &std::env::temp_dir(), &e))?;
         let write = |name: &str, bytes: &[u8]| -> Result<PathBuf, Failure> {
             let path = folder.path().join(name);
             std::fs::write(&path, bytes).map_err(|e| failure::io("write", &path, &e))?;
@@ -167,7 +170,9 @@ impl Apply {
 
     /// The sizes that the rule is described for, from the shapes of the input.
     fn dims(&self, shapes: &Shapes) -> Result<Dims, Failure> {
-        let refuse = |cause: String, remedy: &str| Failure::new(Code::Input, format!("{} does not fit", self.input.display()), cause, remedy);
+        let refuse = |cause: String, remedy: &str| {
+            Failure::new(Code::Input, format!("{} does not fit", self.input.display()), cause, remedy)
+        };
         let last = |names: &[&str]| {
             let found = shapes.iter().find(|(n, s)| names.contains(&n.as_str()) && s.len() >= 4);
             found.and_then(|(_, s)| s.last().copied())
@@ -177,14 +182,23 @@ impl Apply {
         let states = shapes.iter().filter(|(n, s)| n.starts_with("state.") && s.len() >= 2);
         let heads = inputs.map(|(_, s)| s[2]).chain(states.map(|(_, s)| s[1])).max();
         let Some(heads) = heads.filter(|h| *h > 0) else {
-            return Err(refuse("it holds no tensor [batch, time, heads, ...]".into(), "store the rule's inputs by their names: q, k, v ..."));
+            return Err(refuse(
+                "it holds no tensor [batch, time, heads, ...]".into(),
+                "store the rule's inputs by their names: q, k, v ...",
+            ));
         };
         let key = last(&["k", "q"]).or(self.key_dim);
         let value = last(&["v"]).or(self.value_dim);
         match (key, value) {
             (Some(key), Some(value)) if key > 0 && value > 0 => Ok(Dims { heads, key_raw: key, key, value }),
-            (None, _) => Err(refuse("it holds no tensor k or q of four axes, so the size of a key is unknown".into(), "say it with --key-dim N")),
-            (_, None) => Err(refuse("it holds no tensor v of four axes, so the size of a value is unknown".into(), "say it with --value-dim N")),
+            (None, _) => Err(refuse(
+                "it holds no tensor k or q of four axes, so the size of a key is unknown".into(),
+                "say it with --key-dim N",
+            )),
+            (_, None) => Err(refuse(
+                "it holds no tensor v of four axes, so the size of a value is unknown".into(),
+                "say it with --value-dim N",
+            )),
             _ => Err(refuse("a key or value has no elements".into(), "give tensors that are not empty")),
         }
     }
@@ -199,8 +213,11 @@ async fn ask(asker: &Asker, part: &Chosen, config: &Map<String, Value>, ask: Ask
 
 /// Refuses an input that lacks a tensor of the rule or has it in another shape, before libtorch is loaded for nothing.
 fn fits(shapes: &Shapes, dims: Dims, rule: &Program, input: &Path) -> Result<(), Failure> {
-    let refuse = |cause: String, remedy: String| Err(Failure::new(Code::Input, format!("{} does not fit the rule", input.display()), cause, remedy));
-    let interface = interface("main", dims, rule).map_err(|e| Failure::new(Code::Plugin, "the rule cannot be used", e, "correct the plugin"))?;
+    let refuse = |cause: String, remedy: String| {
+        Err(Failure::new(Code::Input, format!("{} does not fit the rule", input.display()), cause, remedy))
+    };
+    let interface = interface("main", dims, rule)
+        .map_err(|e| Failure::new(Code::Plugin, "the rule cannot be used", e, "correct the plugin"))?;
     let mut common: Option<(&str, &[usize])> = None;
     for declared in &rule.inputs {
         let wanted = interface.given_shape(declared);
@@ -240,7 +257,8 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Names and shapes from the header of a safetensors file; the data is the engine's.
 fn shapes(path: &Path) -> Result<Shapes, Failure> {
-    let refuse = |cause: String| Failure::new(Code::Input, format!("{} cannot be read", path.display()), cause, "give a safetensors file");
+    let refuse =
+        |cause: String| Failure::new(Code::Input, format!("{} cannot be read", path.display()), cause, "give a safetensors file");
     let found = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?;
     if !found.is_file() {
         return Err(refuse("it is not a regular file".into()));
@@ -252,8 +270,14 @@ fn shapes(path: &Path) -> Result<Shapes, Failure> {
     if length > MAX_HEADER || length > found.len() {
         return Err(refuse(format!("its header of {length} bytes does not fit into its {} bytes", found.len())));
     }
+    bytes.clear();
     file.take(length).read_to_end(&mut bytes).map_err(|e| refuse(e.to_string()))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(format!("its header is wrong: {e}")))?;
+    // Reading it checks offsets and sizes, all but that the data is there.
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("its header is wrong: {e}")))?;
+    let needed = (metadata.data_len() as u64).saturating_add(length + 8);
+    if needed != found.len() {
+        return Err(refuse(format!("its header speaks of {needed} bytes, there are {}", found.len())));
+    }
     let mut shapes: Shapes = metadata.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
     shapes.sort();
     Ok(shapes)
@@ -264,5 +288,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 fn utf8(path: &Path) -> Result<&str, Failure> {
-    path.to_str().ok_or_else(|| Failure::new(Code::Usage, format!("{} cannot be used", path.display()), "the path is not UTF-8", "rename it"))
+    path.to_str().ok_or_else(|| {
+        Failure::new(Code::Usage, format!("{} cannot be used", path.display()), "the path is not UTF-8", "rename it")
+    })
 }

@@ -83,7 +83,11 @@ impl Doctor {
         let asker = self.plugins.asker();
         let catalogue = self.plugins.catalogue(&asker, None).await?;
         findings.push(match (catalogue.parts.len(), catalogue.refused.len()) {
-            (0, _) => Finding::missing("plugins", "none were found", "build them with `cargo build --release`; `fwp-host plugins list` says where was looked"),
+            (0, _) => Finding::missing(
+                "plugins",
+                "none were found",
+                "build them with `cargo build --release`; `fwp-host plugins list` says where was looked",
+            ),
             (parts, 0) => Finding::ok("plugins", format!("{parts} parts")),
             (parts, refused) => Finding::note(
                 "plugins",
@@ -231,7 +235,11 @@ fn runs() -> Finding {
     let shown = std::path::absolute(&place).unwrap_or(place.clone());
     match tempfile::Builder::new().prefix(".fwp-doctor-").tempfile_in(&place) {
         Ok(_) => Finding::ok("runs", format!("{} can be written", shown.display())),
-        Err(e) => Finding::note("runs", format!("{} cannot be written: {e}", shown.display()), "go elsewhere, or name another folder with --run-dir"),
+        Err(e) => Finding::note(
+            "runs",
+            format!("{} cannot be written: {e}", shown.display()),
+            "go elsewhere, or name another folder with --run-dir",
+        ),
     }
 }
 
@@ -239,6 +247,10 @@ fn tensorboard() -> Finding {
     let path = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&path).map(|p| p.join("tensorboard")).find(|p| p.is_file()) {
         Some(found) => Finding::ok("tensorboard", format!("{} (tensorboard --logdir runs)", found.display())),
-        None => Finding::note("tensorboard", "not on PATH: events are written all the same", "pip install tensorboard, and then: tensorboard --logdir runs"),
+        None => Finding::note(
+            "tensorboard",
+            "not on PATH: events are written all the same",
+            "pip install tensorboard, and then: tensorboard --logdir runs",
+        ),
     }
 }

@@ -15,7 +15,6 @@ use crate::failure::{Code, Failure, literal};
 use crate::output;
 use crate::plugins::ask::sha256_of;
 use crate::plugins::catalogue::{Catalogue, Status};
-use crate::plugins::wire::Question;
 use crate::plugins::{Asker, Chosen, Refusal};
 
 /// Lists plugins and shows what they are.
@@ -193,7 +192,9 @@ pub fn reference(text: &str) -> PluginRef {
 
 /// `KEY=VALUE` of a part's configuration; the value is read as TOML and, where it is none, as plain text.
 pub fn setting(text: &str) -> Result<(String, Value), Failure> {
-    let wrong = |cause: String| Failure::new(Code::Usage, "the command line is wrong", cause, "write --set KEY=VALUE, such as --set nu=3");
+    let wrong = |cause: String| {
+        Failure::new(Code::Usage, "the command line is wrong", cause, "write --set KEY=VALUE, such as --set nu=3")
+    };
     let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("--set {text} has no `=`")))?;
     let (key, value) = (key.trim().to_string(), value.trim());
     let read = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().filter(|t| t.len() == 1);
@@ -262,8 +263,11 @@ impl Show {
             None => vec![Kind::UpdateRule, Kind::FeatureMap, Kind::SlowNet],
         };
         if let PluginRef::Name(name) = &plugin {
-            let found: Vec<Kind> =
-                kinds.iter().copied().filter(|k| catalogue.parts.iter().any(|p| p.info.kind == *k && p.info.name == *name)).collect();
+            let found: Vec<Kind> = kinds
+                .iter()
+                .copied()
+                .filter(|k| catalogue.parts.iter().any(|p| p.info.kind == *k && p.info.name == *name))
+                .collect();
             if found.len() > 1 {
                 let names: Vec<&str> = found.iter().map(|k| k.name()).collect();
                 return Err(Failure::new(
@@ -306,7 +310,10 @@ impl Show {
             if let (Ok(bytes), Ask::Memories { task, .. }) = (&answer, first) {
                 let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
                 let Some(memory) = memories.into_iter().next() else {
-                    return Err(cannot_describe(&chosen.title(), Refusal::new("its answer cannot be used", "correct the plugin")));
+                    return Err(cannot_describe(
+                        &chosen.title(),
+                        Refusal::new("its answer cannot be used", "correct the plugin"),
+                    ));
                 };
                 let net = Ask::Net { task, slots: vec![interface(memory)], layers: vec![(slots, None)] };
                 answer = ask(asker, chosen, config, net).await?;
@@ -352,18 +359,20 @@ impl Show {
     }
 }
 
+/// Asks one question; a library that cannot be opened or breaks is a failure, an answer that is an error is not.
 async fn ask(asker: &Asker, chosen: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Result<Vec<u8>, Refusal>, Failure> {
-    let request = fwp_sdk::Request { kind: chosen.info.kind, name: chosen.info.name.clone(), config: config.clone(), ask };
-    asker.one(&chosen.library, Question::Describe(request)).await
+    let mut answers = asker.ask(vec![chosen.job(config, ask)]).await?.remove(0);
+    answers.opened.map_err(|r| cannot_describe(&chosen.title(), r))?;
+    Ok(answers.answers.remove(0))
 }
 
 /// Inputs and outputs of each task, small.
 fn example_tasks() -> Vec<(&'static str, TaskIo)> {
-    let keys = [("keys".to_string(), schema::Value::Integer(20))].into();
     let mut found = Vec::new();
     for info in fwp_task::tasks() {
-        let values = if info.keys.iter().any(|k| k.name == "keys") { &keys } else { &Default::default() };
-        let Ok(spec) = TaskSpec::from_values(info.name, values) else { continue };
+        let required = info.keys.iter().filter(|k| k.default == schema::Default::Required);
+        let values = required.map(|k| (k.name.to_string(), schema::Value::Integer(20))).collect();
+        let Ok(spec) = TaskSpec::from_values(info.name, &values) else { continue };
         let opened = match &spec {
             TaskSpec::Text(text) => example_text(text),
             spec => fwp_task::open(spec).ok(),

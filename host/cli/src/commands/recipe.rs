@@ -147,7 +147,8 @@ impl Check {
         let mut catalogue = self.plugins.catalogue(&asker, self.changes.library_folder(&recipe)).await?;
         let parts = compose(&recipe, &task.io, &mut catalogue, &asker).await?;
         let programs = parts.programs();
-        let refuse = |e: String| Failure::new(Code::Plugin, "the parts do not fit together", e, "correct the plugin that is named");
+        let refuse =
+            |e: String| Failure::new(Code::Plugin, "the parts do not fit together", e, "correct the plugin that is named");
         let parameters = programs.parameters().map_err(|e| refuse(e.to_string()))?;
         let count = |trained: bool| -> u64 {
             let counted = parameters.iter().filter(|p| !trained || matches!(p.training, Training::Trained { .. }));

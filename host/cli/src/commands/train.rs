@@ -177,7 +177,13 @@ impl Train {
             let more = expect.as_ref().is_some_and(|e| e.at_least.is_some() && e.at_most.is_none());
             let outcome = run::outcome(&ready.folder.metrics(), &metric, more);
             let passed = match (&expect, outcome.best) {
-                (Some(expect), Some(best)) => if expect.passes(best) { "yes" } else { "no" },
+                (Some(expect), Some(best)) => {
+                    if expect.passes(best) {
+                        "yes"
+                    } else {
+                        "no"
+                    }
+                }
                 (Some(_), None) => "no",
                 (None, _) => "-",
             };
@@ -292,7 +298,10 @@ impl Train {
                     ));
                 }
                 if !differing.is_empty() {
-                    output::say(&format!("note: the plugins describe another program for {} by now; the run keeps its own", differing.join(", ")));
+                    output::say(&format!(
+                        "note: the plugins describe another program for {} by now; the run keeps its own",
+                        differing.join(", ")
+                    ));
                 }
             }
             Err(failure) => output::say(&format!(

@@ -86,7 +86,8 @@ impl Asker {
             // The library in work was not alone: its verdict is that of a child of its own.
             let alone = self.round(&rest[came_to..=came_to]).await?;
             let verdict = alone.done.into_iter().next();
-            results.push(verdict.unwrap_or_else(|| Answers { opened: Err(alone.broken.unwrap_or(refusal)), answers: Vec::new() }));
+            results
+                .push(verdict.unwrap_or_else(|| Answers { opened: Err(alone.broken.unwrap_or(refusal)), answers: Vec::new() }));
         }
         Ok(results)
     }
@@ -128,11 +129,8 @@ impl Asker {
     fn start(&self) -> Result<Child, Failure> {
         // The path of a running executable on Linux, also after it was replaced by a newer build.
         let own = Path::new("/proc/self/exe");
-        let own = if own.exists() {
-            own.to_path_buf()
-        } else {
-            std::env::current_exe().map_err(|e| cannot_start(&e.to_string()))?
-        };
+        let own =
+            if own.exists() { own.to_path_buf() } else { std::env::current_exe().map_err(|e| cannot_start(&e.to_string()))? };
         Command::new(own)
             .arg0("fwp-host")
             .arg("__describe")
@@ -265,7 +263,10 @@ async fn frame(stdout: &mut ChildStdout) -> Result<(Head, Vec<u8>), Ended> {
 }
 
 fn garbled() -> Refusal {
-    Refusal::new("its answer is garbled: something in the plugin wrote on the host's own pipe", "remove what writes on descriptors that it did not open")
+    Refusal::new(
+        "its answer is garbled: something in the plugin wrote on the host's own pipe",
+        "remove what writes on descriptors that it did not open",
+    )
 }
 
 fn too_slow(limit: Duration) -> Refusal {
@@ -294,7 +295,10 @@ fn crashed(status: Option<ExitStatus>, said: &str) -> Refusal {
             (None, Some(1)) if said.contains("Aborting") => {
                 Refusal::new("it panicked outside of what fwp_sdk::export! guards", "let nothing run before or after describing")
             }
-            (None, Some(code)) => Refusal::new(format!("it ended the process with exit code {code} before it answered"), "a plugin must not call exit"),
+            (None, Some(code)) => Refusal::new(
+                format!("it ended the process with exit code {code} before it answered"),
+                "a plugin must not call exit",
+            ),
             (None, None) => Refusal::new("its process ended before it answered", look),
         },
     };

@@ -150,7 +150,9 @@ impl Catalogue {
         let other_kind = self.parts.iter().find(|p| p.info.name == name).map(|p| p.info.kind);
         let mut remedy = match did_you_mean(name, names.iter().copied()) {
             Some(hint) => hint,
-            None if names.is_empty() => "build the plugins (cargo build --release), or name their folder with --plugin-path".into(),
+            None if names.is_empty() => {
+                "build the plugins (cargo build --release), or name their folder with --plugin-path".into()
+            }
             None => format!("there are {}; `fwp-host plugins list` shows everything that was found", names.join(", ")),
         };
         if let Some(other) = other_kind {
@@ -198,9 +200,11 @@ impl Catalogue {
                     format!("say which one: {}#NAME", path.display()),
                 )));
             }
-            (Some(name), _) => of_kind.iter().find(|i| i.name == *name).copied().ok_or_else(|| {
-                refuse(Refusal::new(format!("it has no {kind} `{name}`"), format!("it has {names}")))
-            })?,
+            (Some(name), _) => of_kind
+                .iter()
+                .find(|i| i.name == *name)
+                .copied()
+                .ok_or_else(|| refuse(Refusal::new(format!("it has no {kind} `{name}`"), format!("it has {names}"))))?,
         };
         Ok(Chosen { info: info.clone(), library: real, sdk_version })
     }
@@ -222,8 +226,8 @@ fn parts_of(answers: Answers) -> Result<(String, Vec<PartInfo>), Refusal> {
     let version = answers.opened?;
     let bytes = answers.answers.into_iter().next().unwrap_or_else(|| Err(Refusal::new("it did not answer", "")))?;
     let rebuild = "rebuild the plugin with fwp_sdk::export!";
-    let infos: Vec<PartInfo> = serde_json::from_slice(&bytes)
-        .map_err(|e| Refusal::new(format!("its list of parts cannot be read: {e}"), rebuild))?;
+    let infos: Vec<PartInfo> =
+        serde_json::from_slice(&bytes).map_err(|e| Refusal::new(format!("its list of parts cannot be read: {e}"), rebuild))?;
     for info in &infos {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
         let well = info.name.starts_with(|c: char| c.is_ascii_alphanumeric()) && info.name.len() <= 64;
@@ -235,7 +239,10 @@ fn parts_of(answers: Answers) -> Result<(String, Vec<PartInfo>), Refusal> {
         }
         let twice = infos.iter().filter(|i| i.kind == info.kind && i.name == info.name).count() > 1;
         if twice {
-            return Err(Refusal::new(format!("it lists {} `{}` twice", info.kind, info.name), "give every part a name of its own"));
+            return Err(Refusal::new(
+                format!("it lists {} `{}` twice", info.kind, info.name),
+                "give every part a name of its own",
+            ));
         }
     }
     Ok((version, infos))

@@ -35,7 +35,9 @@ const MACHINES: [(u16, &str); 8] = [
 /// The loader looks for a bare name on its own search path, which is never meant here, so the path is made canonical.
 pub fn examine(path: &Path) -> Result<PathBuf, Refusal> {
     let real = path.canonicalize().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => Refusal::new("there is no such file", "check the path, or build the plugin: cargo build --release"),
+        io::ErrorKind::NotFound => {
+            Refusal::new("there is no such file", "check the path, or build the plugin: cargo build --release")
+        }
         _ => Refusal::new(format!("its path cannot be followed: {e}"), "check the path and the links in it"),
     })?;
     let found = std::fs::metadata(&real).map_err(|e| unreadable(&e))?;

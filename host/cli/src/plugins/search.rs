@@ -97,8 +97,7 @@ pub fn libraries(folder: &Folder) -> std::io::Result<Vec<PathBuf>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.reason != Reason::Option => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let mut found: Vec<PathBuf> =
-        entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_library(p, folder.reason)).collect();
+    let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_library(p, folder.reason)).collect();
     found.sort();
     Ok(found)
 }

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 
 use fwp_engine::command::apply::apply;
 use fwp_engine::exec::value::Precision;
-use fwp_sdk::build::Dims;
-use fwp_sdk::program::{Kind as PartKind, Program};
-use fwp_sdk::{Ask, Part, Request};
+use fwp_engine::model::{Carry, Model};
+use fwp_engine::train::{Output, Pass, TrainModel};
+use fwp_program::{ModelPrograms, SlotPrograms};
+use fwp_sdk::build::{Dims, Port, PortKind, TaskIo};
+use fwp_sdk::program::{Kind as PartKind, Program, SlotInterface, Type, entry, shape};
+use fwp_sdk::{Ask, FeatureMap, Part, Request, SlowNet, UpdateRule, testing};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -167,4 +170,90 @@ pub fn against_oracle(
             assert!(error < 1e-8, "gradient of {name}: {exact} against {numerical}");
         }
     }
+}
+
+/// A slot with its programs and what a slow net must know of it.
+pub struct TestSlot {
+    pub programs: SlotPrograms,
+    pub interface: SlotInterface,
+}
+
+/// A slot named `main` with this rule and map for `heads` heads, raw keys of `key` and values of `value` elements.
+pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize, key: usize, value: usize) -> TestSlot {
+    let features = testing::features::<M>(map.clone(), key).unwrap();
+    let dims = Dims { heads, key_raw: key, key: features, value };
+    let rule = testing::rule::<R>(rule, dims).unwrap_or_else(|e| panic!("{e}"));
+    let map = testing::map::<M>(map, key).unwrap();
+    let types = shape::types(&rule).unwrap();
+    let index = rule.entries.iter().find(|(n, _)| n == entry::STEP).unwrap().1 as usize;
+    let sizes = |ty: &Type| match ty {
+        Type::Tensor(t) => t.shape.clone(),
+        other => panic!("{other}"),
+    };
+    let results: Vec<(String, Vec<usize>)> =
+        rule.functions[index].outputs.iter().zip(&types.functions[index].results).map(|(o, t)| (o.name.clone(), sizes(t))).collect();
+    let interface = SlotInterface {
+        name: "main".into(),
+        rule: rule.name.clone(),
+        heads,
+        key_raw: key,
+        key: features,
+        value,
+        inputs: rule.inputs.clone(),
+        output: results[0].1.clone(),
+        extras: results.iter().filter_map(|(n, s)| Some((n.strip_prefix("extra.")?.to_string(), s.clone()))).collect(),
+    };
+    TestSlot { programs: SlotPrograms { name: "main".into(), layers: None, map, rule }, interface }
+}
+
+/// The checked programs of a slow net with at most one slot.
+pub fn compose<N: SlowNet>(config: Value, task: &TaskIo, slot: Option<TestSlot>) -> ModelPrograms {
+    let interfaces: Vec<(SlotInterface, Option<Vec<usize>>)> = slot.iter().map(|s| (s.interface.clone(), None)).collect();
+    let net = testing::net::<N>(config, task, &interfaces).unwrap_or_else(|e| panic!("{e}"));
+    let programs = ModelPrograms { net, slots: slot.into_iter().map(|s| s.programs).collect() };
+    programs.check().unwrap_or_else(|e| panic!("{e}"));
+    programs
+}
+
+/// A float64 model that keeps everything for its backward pass.
+pub fn model(programs: &ModelPrograms, seed: u64) -> Model {
+    Model::new(programs, DOUBLE, seed, u64::MAX).unwrap()
+}
+
+pub fn vectors(name: &str, dim: usize) -> Port {
+    Port { name: name.into(), axis: Some("time".into()), kind: PortKind::Vector { dim } }
+}
+
+/// A task from vectors `x` to vectors `y`, both along `time`.
+pub fn sequence_task(x: usize, y: usize) -> TaskIo {
+    TaskIo { inputs: vec![vectors("x", x)], outputs: vec![vectors("y", y)], max_len: 64 }
+}
+
+/// A training pass without carry.
+pub const TRAIN: Pass = Pass { train: true, step: 0, seed: 0, micro: 0, carry: false, resets: None };
+
+/// An evaluating pass without carry.
+pub const EVAL: Pass = Pass { train: false, ..TRAIN };
+
+/// A forward pass on named inputs.
+pub fn forward(model: &Model, inputs: &[(&str, &Tensor)], pass: &Pass, carry: Option<Carry>) -> Output<Carry> {
+    let inputs = inputs.iter().map(|(n, t)| (n.to_string(), t.shallow_clone())).collect();
+    model.forward(&inputs, pass, carry).unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+/// The output `y` for the input `x`.
+pub fn y_of(model: &Model, x: &Tensor) -> Tensor {
+    forward(model, &[("x", x)], &EVAL, None).values.remove("y").unwrap()
+}
+
+/// A model's parameter by name.
+pub fn parameter(model: &Model, name: &str) -> Tensor {
+    let names: Vec<&str> = model.parameters().iter().map(|p| p.name.as_str()).collect();
+    let found = model.parameters().iter().find(|p| p.name == name);
+    found.unwrap_or_else(|| panic!("no parameter `{name}` among {names:?}")).tensor.shallow_clone()
+}
+
+/// Sets a model's parameter.
+pub fn set(model: &Model, name: &str, value: &Tensor) {
+    tch::no_grad(|| parameter(model, name).copy_(value));
 }
