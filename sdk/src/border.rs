@@ -49,13 +49,16 @@ thread_local! {
     static PANIC_PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
+/// Runs the plugin's code; whatever it does but abort becomes an answer.
 fn guarded(work: impl FnOnce() -> Result<Vec<u8>, String>) -> RResult<RVec<u8>, RString> {
     // The default hook prints a backtrace on stderr; the host prints the message instead.
     let old = panic::take_hook();
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|l| format!("{}:{}:{}", l.file(), l.line(), l.column()));
-        PANIC_PLACE.with(|p| *p.borrow_mut() = place.unwrap_or_default());
+        // A panic while the thread ends finds no place to write to, and a panic in a panic hook would abort.
+        let _ = PANIC_PLACE.try_with(|p| p.replace(place.unwrap_or_default()));
     }));
+    PANIC_PLACE.with(|p| p.take());
     let result = panic::catch_unwind(AssertUnwindSafe(work));
     panic::set_hook(old);
     match result {
@@ -75,8 +78,10 @@ fn explain(payload: &(dyn Any + Send)) -> String {
         return format!("{}: {}", mistake.place, mistake.message);
     }
     let text = payload.downcast_ref::<&str>().map(|s| s.to_string()).or_else(|| payload.downcast_ref::<String>().cloned());
-    let place = PANIC_PLACE.with(|p| p.borrow().clone());
-    format!("the plugin panicked at {place}: {}", text.unwrap_or_else(|| "with a value that is not text".into()))
+    // A panic that was caught and resumed passes no hook a second time.
+    let place = PANIC_PLACE.with(|p| p.take());
+    let place = if place.is_empty() { place } else { format!(" at {place}") };
+    format!("the plugin panicked{place}: {}", text.unwrap_or_else(|| "with a value that is not text".into()))
 }
 
 /// Lists the parts of a library. Called by [`export!`](crate::export!).

@@ -5,7 +5,7 @@ use serde_json::{Map as Table, Value};
 
 use crate::build::{self, Dims, Expr, Map, Memory, Net, NetContext, Signature, Step, TaskIo};
 use crate::config::{self, Config, Field};
-use crate::program::{Kind, Program, SlotInterface};
+use crate::program::{Kind, Op, Program, SlotInterface};
 
 /// How fast weights change at every step. The implementing struct is the rule's configuration.
 pub trait UpdateRule: Config {
@@ -217,13 +217,18 @@ fn describe_rule<R: UpdateRule>(request: &Request) -> Result<Vec<u8>, String> {
     let rule: R = config::read(&request.config)?;
     let program = blank(Kind::UpdateRule, R::NAME, R::CITATION, R::OBJECTIVE, R::DOC, &rule.values());
     let restated: &dyn Fn(&mut Step) = &|s| rule.restated(s);
-    let program = build::build_rule(rule.signature(dims), &|s| rule.step(s), R::RESTATED.then_some(restated), program)?;
+    let program = build::build_rule(rule.signature(dims), &|s| rule.step(s), R::RESTATED.then_some(restated), program);
     Ok(program.to_bytes())
 }
 
 fn describe_map<M: FeatureMap>(request: &Request) -> Result<Vec<u8>, String> {
     // The table holds the map's own keys and the common ones of the normalisation.
     let common: Vec<String> = Normalisation::fields().into_iter().map(|f| f.name).collect();
+    if let Some(field) = M::fields().into_iter().find(|f| common.contains(&f.name)) {
+        let message =
+            format!("the key `{}` of feature map `{}` is one that every map has: name it otherwise", field.name, M::NAME);
+        return Err(message);
+    }
     let mut own = Table::new();
     let mut shared = Table::new();
     for (key, value) in &request.config {
@@ -240,15 +245,13 @@ fn describe_map<M: FeatureMap>(request: &Request) -> Result<Vec<u8>, String> {
             let mut values = map.values();
             values.extend(normalisation.values());
             let program = blank(Kind::FeatureMap, M::NAME, M::CITATION, "", M::DOC, &values);
-            let apply = |m: &Map| {
-                let y = map.apply(m);
-                match normalisation.normalise {
-                    Normalise::None => y,
-                    Normalise::Sum => y.sum_normalise(normalisation.normalise_eps),
-                    Normalise::L2 => y.l2_normalise(normalisation.normalise_eps),
-                }
+            let eps = normalisation.normalise_eps;
+            let normalise = match normalisation.normalise {
+                Normalise::None => None,
+                Normalise::Sum => Some(Op::SumNormalise { eps }),
+                Normalise::L2 => Some(Op::L2Normalise { eps }),
             };
-            Ok(build::build_map(dim, map.features(dim), &apply, program)?.to_bytes())
+            Ok(build::build_map(dim, map.features(dim), &|m| map.apply(m), normalise, program).to_bytes())
         }
         _ => Err(unexpected(Kind::FeatureMap, M::NAME)),
     }

@@ -107,7 +107,11 @@ impl Source<'_> {
 
     /// What the user is told when the part refuses: a mistake of its configuration is placed in the recipe.
     fn refused(&self, refusal: Refusal) -> Failure {
-        if let Some((key, message, help)) = blamed_key(&refusal.cause) {
+        // A part that refuses while it describes itself says where in its own source. A key of a recipe is only what it declares:
+        // other names between backticks are the plugin's own.
+        let (place, cause) = placed(&refusal.cause);
+        let declared = |key: &str| self.chosen.info.fields.iter().any(|f| f.name == key);
+        if let Some((key, message, help)) = blamed_key(cause).filter(|(key, ..)| place.is_none() || declared(key)) {
             let path = format!("{}.{key}", self.choice.section);
             let look = format!("`fwp-host plugins show {}` shows its keys", self.chosen.info.name);
             let help = help.map_or(look.clone(), |h| format!("{h} ({look})"));
@@ -133,6 +137,18 @@ impl Source<'_> {
 /// The failure of a part that gives no description.
 pub fn cannot_describe(title: &str, refusal: Refusal) -> Failure {
     Failure::new(Code::Plugin, format!("{title} does not describe itself"), refusal.cause, refusal.remedy).detail(refusal.detail)
+}
+
+/// A message without the place in the plugin's source that stands in front of it, `FILE:LINE:COLUMN: `, and that place.
+fn placed(message: &str) -> (Option<&str>, &str) {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let split = || {
+        let (place, rest) = message.split_once(": ")?;
+        let mut parts = place.rsplitn(3, ':');
+        let is_place = parts.next().is_some_and(digits) && parts.next().is_some_and(digits) && parts.next().is_some();
+        is_place.then_some((Some(place), rest))
+    };
+    split().unwrap_or((None, message))
 }
 
 /// The key that a part's message blames, with the rest of the message and a hint.
@@ -178,7 +194,9 @@ pub fn checked(kind: Kind, chosen: &Chosen, bytes: &[u8], notices: &mut Vec<Stri
     // A rule that says its step twice is held to it: trained would be the first, believed perhaps the second.
     match fwp_program::restated_agrees(&program, RESTATED_SEED) {
         Ok(_) => {}
-        Err(Difference::NoValue(why)) => notices.push(format!("{}: its two statements cannot be compared: {why}", chosen.title())),
+        Err(Difference::NoValue(why)) => {
+            notices.push(format!("{}: its two statements cannot be compared: {why}", chosen.title()))
+        }
         Err(difference) => return Err(refuse(format!("its step and its second statement differ: {difference}"))),
     }
     Ok(program)
@@ -340,7 +358,16 @@ fn unreadable(source: &Source<'_>, what: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::blamed_key;
+    use super::{blamed_key, placed};
+
+    #[test]
+    fn the_place_in_a_plugins_source_is_told_from_its_message() {
+        let message = "src/lib.rs:31:13: `nu`: 8 is out of range: use 1 to 7";
+        assert_eq!(placed(message), (Some("src/lib.rs:31:13"), "`nu`: 8 is out of range: use 1 to 7"));
+        for plain in ["`nu`: expected 1", "panic: 3:4", "a:b:4: x", "1:2: x", ""] {
+            assert_eq!(placed(plain), (None, plain));
+        }
+    }
 
     #[test]
     fn the_key_that_a_part_blames_is_found() {

@@ -334,13 +334,12 @@ fn layers(context: &Context, rule: &PartChoice, table: &Table) -> Result<Option<
                 return Err(context.error(&item.source, key, "a layer is an integer in 0..10000").help(example()));
             }
         };
-        if let Some(last) = layers.last() {
-            if *last >= layer {
+        if let Some(last) = layers.last()
+            && *last >= layer {
                 return Err(context
                     .error(&item.source, key, format!("layer {layer} stands after layer {last}"))
                     .help("list each layer once, in ascending order".to_string()));
             }
-        }
         layers.push(layer);
     }
     if layers.is_empty() {

@@ -1,10 +1,11 @@
 //! Expressions: what a step, a feature map or a slow net is written in.
 
-use std::ops;
+use std::panic::Location;
 
-use crate::program::{DType, NodeId, Op, TensorType, Type};
+use crate::program::{DType, NodeId, Op, Span, TensorType, Type};
 
 use super::graph::{Graph, mistake};
+use super::operators::Operand;
 
 /// A value in the graph under construction.
 ///
@@ -144,15 +145,15 @@ impl Expr {
         shift_left ShiftLeft;
         /// Shifted right.
         shift_right ShiftRight;
-        /// Matrix [m, n] times vector [n].
+        /// Matrix [m, n] times vector [n]: [m].
         matvec MatVec;
-        /// Transposed matrix [m, n] times vector [m].
+        /// Transposed matrix [m, n] times vector [m]: [n].
         matvec_t MatVecT;
-        /// Matrix product.
+        /// Matrix [m, k] times matrix [k, n]: [m, n].
         matmul MatMul;
-        /// Inner product of two values of one shape.
+        /// Inner product of two values of one shape, a scalar.
         dot Dot;
-        /// Rows of this table chosen by integers.
+        /// Rows of this table [n, ..] chosen by integers [i]: [i, ..].
         gather Gather;
     }
     on_axis! {
@@ -178,6 +179,10 @@ impl Expr {
         smallest smallest_over_axes ReduceMin;
     }
 
+    /// Where the plugin's source made this value.
+    pub(crate) fn span(&self) -> Span {
+        self.graph.0.borrow().function.nodes[self.id as usize].span
+    }
     /// Type of the value.
     pub fn ty(&self) -> Type {
         self.graph.0.borrow().types[self.id as usize].clone()
@@ -204,6 +209,18 @@ impl Expr {
     pub fn norm(&self) -> Expr {
         let squared = self.graph.node(Op::Dot, &[self, self]);
         self.graph.node(Op::Sqrt, &[&squared])
+    }
+    /// a > b
+    #[track_caller]
+    pub fn greater(&self, other: impl Operand) -> Expr {
+        let other = other.of(self);
+        self.graph.node(Op::Less, &[&other, self])
+    }
+    /// a >= b
+    #[track_caller]
+    pub fn greater_equal(&self, other: impl Operand) -> Expr {
+        let other = other.of(self);
+        self.graph.node(Op::LessEqual, &[&other, self])
     }
     /// Softmax along the last axis.
     #[track_caller]
@@ -261,7 +278,7 @@ impl Expr {
     pub fn permute(&self, order: &[usize]) -> Expr {
         self.graph.node(Op::Transpose { order: order.to_vec() }, &[self])
     }
-    /// Transposed matrix.
+    /// Transposed matrix: [m, n] to [n, m].
     #[track_caller]
     pub fn transpose(&self) -> Expr {
         self.graph.node(Op::Transpose { order: vec![1, 0] }, &[self])
@@ -271,25 +288,29 @@ impl Expr {
     pub fn slice(&self, axis: usize, start: usize, length: usize) -> Expr {
         self.graph.node(Op::Slice { axis, start, length }, &[self])
     }
-    /// Element `index` of the first axis.
+    /// Element `index` of the first axis: [n, ..] to [..].
     #[track_caller]
     pub fn at(&self, index: usize) -> Expr {
         let shape = self.shape();
         let row = self.graph.node(Op::Slice { axis: 0, start: index, length: 1 }, &[self]);
         self.graph.node(Op::Reshape { shape: shape[1..].to_vec() }, &[&row])
     }
-    /// Consecutive parts of the given sizes along an axis.
+    /// Consecutive parts of the given sizes along an axis; the sizes add up to that of the axis.
     #[track_caller]
     pub fn split(&self, axis: usize, sizes: &[usize]) -> Vec<Expr> {
         let mut start = 0;
         let mut parts = Vec::new();
+        let size = self.tensor_type().shape.get(axis).copied();
+        if size.is_some_and(|n| sizes.iter().try_fold(0usize, |sum, s| sum.checked_add(*s)) != Some(n)) {
+            mistake(format!("`split`: the sizes {sizes:?} do not add up to axis {axis} of {}", self.ty()));
+        }
         for &length in sizes {
             parts.push(self.graph.node(Op::Slice { axis, start, length }, &[self]));
             start += length;
         }
         parts
     }
-    /// A new axis of equal copies.
+    /// A new axis of `size` equal copies at `axis`.
     #[track_caller]
     pub fn expand(&self, axis: usize, size: usize) -> Expr {
         self.graph.node(Op::Expand { axis, size }, &[self])
@@ -299,23 +320,23 @@ impl Expr {
     pub fn roll(&self, axis: usize, shift: i64) -> Expr {
         self.graph.node(Op::Roll { axis, shift }, &[self])
     }
-    /// Integers as one-hot vectors of `size`.
+    /// Integers [..] as one-hot float vectors [.., size].
     #[track_caller]
     pub fn one_hot(&self, size: usize) -> Expr {
         self.graph.node(Op::OneHot { size }, &[self])
     }
-    /// Every column j of this matrix multiplied by element j of `by`: M Diag(by).
+    /// Every column j of this matrix [m, n] multiplied by element j of `by` [n]: M Diag(by).
     #[track_caller]
-    pub fn scale_columns(&self, by: &Expr) -> Expr {
+    pub fn scale_columns(&self, by: impl Into<Expr>) -> Expr {
         let rows = self.matrix_shape().0;
-        let by = self.graph.node(Op::Expand { axis: 0, size: rows }, &[by]);
+        let by = self.graph.node(Op::Expand { axis: 0, size: rows }, &[&by.into()]);
         self.graph.node(Op::Mul, &[self, &by])
     }
-    /// Every row i of this matrix multiplied by element i of `by`: Diag(by) M.
+    /// Every row i of this matrix [m, n] multiplied by element i of `by` [m]: Diag(by) M.
     #[track_caller]
-    pub fn scale_rows(&self, by: &Expr) -> Expr {
+    pub fn scale_rows(&self, by: impl Into<Expr>) -> Expr {
         let columns = self.matrix_shape().1;
-        let by = self.graph.node(Op::Expand { axis: 1, size: columns }, &[by]);
+        let by = self.graph.node(Op::Expand { axis: 1, size: columns }, &[&by.into()]);
         self.graph.node(Op::Mul, &[self, &by])
     }
     #[track_caller]
@@ -325,23 +346,23 @@ impl Expr {
             _ => mistake(format!("expected a matrix, got {}", self.ty())),
         }
     }
-    /// Gradient of this scalar with respect to one value, taken as a free variable.
+    /// Gradient of this scalar with respect to one value, taken as a free variable; it has the value's shape.
     #[track_caller]
-    pub fn gradient(&self, wrt: &Expr) -> Expr {
-        let all = self.graph.node(Op::Gradient, &[self, wrt]);
+    pub fn gradient(&self, wrt: impl Into<Expr>) -> Expr {
+        let all = self.graph.node(Op::Gradient, &[self, &wrt.into()]);
         self.graph.node(Op::Element { index: 0 }, &[&all])
     }
     /// Gradients of this scalar with respect to several values.
     #[track_caller]
     pub fn gradients(&self, wrt: &[&Expr]) -> Vec<Expr> {
         let operands: Vec<&Expr> = std::iter::once(self).chain(wrt.iter().copied()).collect();
-        let all = self.graph.node(Op::Gradient, &operands);
-        (0..wrt.len() as u32).map(|index| self.graph.node(Op::Element { index }, &[&all])).collect()
+        self.graph.node(Op::Gradient, &operands).elements()
     }
-    /// Solution x of this symmetric positive definite matrix times x = b, by conjugate gradients.
+    /// Solution x [n] of A x = b for this symmetric positive definite matrix A [n, n] and b [n], by conjugate gradients
+    /// that end after `iterations` or when the residual is below `tolerance` times |b|.
     #[track_caller]
-    pub fn solve_spd(&self, b: &Expr, iterations: usize, tolerance: f64) -> Expr {
-        self.graph.node(Op::SolveSpd { iterations, tolerance }, &[self, b])
+    pub fn solve_spd(&self, b: impl Into<Expr>, iterations: usize, tolerance: f64) -> Expr {
+        self.graph.node(Op::SolveSpd { iterations, tolerance }, &[self, &b.into()])
     }
     /// Delayed by `steps`, zeros before the first step.
     #[track_caller]
@@ -350,21 +371,18 @@ impl Expr {
     }
     /// Rotary position encoding of the last axis.
     #[track_caller]
-    pub fn rotary(&self, position: &Expr, base: f64, interleaved: bool) -> Expr {
-        self.graph.node(Op::Rotary { base, interleaved }, &[self, position])
+    pub fn rotary(&self, position: impl Into<Expr>, base: f64, interleaved: bool) -> Expr {
+        self.graph.node(Op::Rotary { base, interleaved }, &[self, &position.into()])
     }
     /// Dropped with probability p while training.
     #[track_caller]
     pub fn dropout(&self, p: f64) -> Expr {
-        if !(0.0..1.0).contains(&p) {
-            mistake(format!("a dropout probability is in [0, 1), not {p}"));
-        }
         if p == 0.0 { self.clone() } else { self.graph.node(Op::Dropout { p }, &[self]) }
     }
     /// This value, repeated along the axis of another.
     #[track_caller]
-    pub fn along(&self, like: &Expr) -> Expr {
-        self.graph.node(Op::Along, &[self, like])
+    pub fn along(&self, like: impl Into<Expr>) -> Expr {
+        self.graph.node(Op::Along, &[self, &like.into()])
     }
     /// A tensor of this graph with every element `value`.
     #[track_caller]
@@ -372,13 +390,12 @@ impl Expr {
         self.graph.node(Op::Full { shape: shape.to_vec(), value }, &[])
     }
     #[track_caller]
-    pub(crate) fn element(&self, index: u32) -> Expr {
-        self.graph.node(Op::Element { index }, &[self])
-    }
-    #[track_caller]
     pub(crate) fn elements(&self) -> Vec<Expr> {
+        let at = Location::caller();
         match self.ty() {
-            Type::Tuple(parts) => (0..parts.len() as u32).map(|i| self.element(i)).collect(),
+            Type::Tuple(parts) => {
+                (0..parts.len() as u32).map(|index| self.graph.node_at(at, Op::Element { index }, &[self])).collect()
+            }
             other => mistake(format!("expected several values, got {other}")),
         }
     }
@@ -400,127 +417,13 @@ pub fn concat(axis: usize, parts: &[&Expr]) -> Expr {
     }
 }
 
-/// Values of one shape along a new first axis.
+/// n values of one shape [..] along a new first axis: [n, ..].
 #[track_caller]
 pub fn stack(parts: &[&Expr]) -> Expr {
-    let grown: Vec<Expr> = parts.iter().map(|p| p.graph.node(Op::Expand { axis: 0, size: 1 }, &[p])).collect();
+    let at = Location::caller();
+    let grown: Vec<Expr> = parts.iter().map(|p| p.graph.node_at(at, Op::Expand { axis: 0, size: 1 }, &[p])).collect();
     match grown.first() {
         Some(first) => first.graph.node(Op::Concat { axis: 0 }, &grown.iter().collect::<Vec<_>>()),
         None => mistake("nothing to stack"),
-    }
-}
-
-impl From<&Expr> for Expr {
-    fn from(e: &Expr) -> Expr {
-        e.clone()
-    }
-}
-
-/// What may stand beside an expression: another expression or a number.
-pub trait Operand {
-    /// The operand in the graph of `beside`.
-    #[track_caller]
-    fn of(&self, beside: &Expr) -> Expr;
-    /// The operand in the graph of `beside`, a number becoming this kind of element.
-    #[track_caller]
-    fn of_kind(&self, beside: &Expr, kind: DType) -> Expr;
-}
-
-impl Operand for Expr {
-    fn of(&self, _: &Expr) -> Expr {
-        self.clone()
-    }
-    fn of_kind(&self, _: &Expr, _: DType) -> Expr {
-        self.clone()
-    }
-}
-
-impl Operand for &Expr {
-    fn of(&self, _: &Expr) -> Expr {
-        (*self).clone()
-    }
-    fn of_kind(&self, _: &Expr, _: DType) -> Expr {
-        (*self).clone()
-    }
-}
-
-impl Operand for f64 {
-    #[track_caller]
-    fn of(&self, beside: &Expr) -> Expr {
-        self.of_kind(beside, DType::Float)
-    }
-    #[track_caller]
-    fn of_kind(&self, beside: &Expr, _: DType) -> Expr {
-        beside.graph.node(Op::Constant { value: *self }, &[])
-    }
-}
-
-impl Operand for i64 {
-    #[track_caller]
-    fn of(&self, beside: &Expr) -> Expr {
-        self.of_kind(beside, beside.tensor_type().dtype)
-    }
-    #[track_caller]
-    fn of_kind(&self, beside: &Expr, kind: DType) -> Expr {
-        match kind {
-            DType::Float => beside.graph.node(Op::Constant { value: *self as f64 }, &[]),
-            _ => beside.graph.node(Op::Integer { value: *self }, &[]),
-        }
-    }
-}
-
-macro_rules! operator {
-    ($trait:ident $method:ident $op:ident) => {
-        impl<T: Operand> ops::$trait<T> for Expr {
-            type Output = Expr;
-            #[track_caller]
-            fn $method(self, other: T) -> Expr {
-                let other = other.of(&self);
-                self.graph.node(Op::$op, &[&self, &other])
-            }
-        }
-        impl<T: Operand> ops::$trait<T> for &Expr {
-            type Output = Expr;
-            #[track_caller]
-            fn $method(self, other: T) -> Expr {
-                let other = other.of(self);
-                self.graph.node(Op::$op, &[self, &other])
-            }
-        }
-        operator!(number $trait $method $op f64 Expr);
-        operator!(number $trait $method $op f64 &Expr);
-        operator!(number $trait $method $op i64 Expr);
-        operator!(number $trait $method $op i64 &Expr);
-    };
-    (number $trait:ident $method:ident $op:ident $number:ident $($expr:tt)+) => {
-        impl ops::$trait<$($expr)+> for $number {
-            type Output = Expr;
-            #[track_caller]
-            fn $method(self, other: $($expr)+) -> Expr {
-                let number = self.of(&other);
-                number.graph.node(Op::$op, &[&number, &other])
-            }
-        }
-    };
-}
-
-operator!(Add add Add);
-operator!(Sub sub Sub);
-operator!(Mul mul Mul);
-operator!(Div div Div);
-
-impl ops::Neg for Expr {
-    type Output = Expr;
-    #[track_caller]
-    fn neg(self) -> Expr {
-        self.graph.node(Op::Neg, &[&self])
-    }
-}
-
-impl ops::Neg for &Expr {
-    type Output = Expr;
-    #[track_caller]
-    fn neg(self) -> Expr {
-        self.graph.node(Op::Neg, &[self])
     }
 }

@@ -3,16 +3,26 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::program::Op;
+use crate::program::{Op, TensorType, Type};
 
 use super::expr::Expr;
-use super::graph::{Graph, Shared, mistake};
+use super::graph::{Graph, Place, Shared, mistake_at};
+
+/// Ends the description where the parameter is declared.
+fn refuse_shape(r: &Random, message: String) -> ! {
+    let at = r.graph.0.borrow().declared_at;
+    mistake_at(at.expect("an initialiser of this crate knows its place"), message)
+}
 
 type Draw = dyn Fn(&Random, &[usize]) -> Expr;
 
-/// How the initial values of a parameter are drawn.
+/// How the initial values of a parameter are drawn: a small program without operands, run once.
 #[derive(Clone)]
-pub struct Init(Rc<Draw>);
+pub struct Init {
+    draw: Rc<Draw>,
+    /// Whether this crate wrote the program; its nodes then stand where the parameter is declared.
+    ready_made: bool,
+}
 
 /// The source of random draws and indices in an initialiser.
 pub struct Random {
@@ -60,7 +70,10 @@ impl Random {
 impl Init {
     /// Values computed from random draws; the closure gets the parameter's shape.
     pub fn program(draw: impl Fn(&Random, &[usize]) -> Expr + 'static) -> Init {
-        Init(Rc::new(draw))
+        Init { draw: Rc::new(draw), ready_made: false }
+    }
+    fn ready_made(draw: impl Fn(&Random, &[usize]) -> Expr + 'static) -> Init {
+        Init { draw: Rc::new(draw), ready_made: true }
     }
     /// Zeros.
     pub fn zeros() -> Init {
@@ -72,33 +85,41 @@ impl Init {
     }
     /// Every element `value`.
     pub fn constant(value: f64) -> Init {
-        Init::program(move |r, shape| r.full(shape, value))
+        Init::ready_made(move |r, shape| r.full(shape, value))
     }
     /// Normal with mean 0 and standard deviation `std`.
     pub fn normal(std: f64) -> Init {
-        Init::program(move |r, shape| r.normal(shape) * std)
+        Init::ready_made(move |r, shape| r.normal(shape) * std)
     }
     /// Uniform in [-bound, bound).
     pub fn uniform(bound: f64) -> Init {
-        Init::program(move |r, shape| r.uniform(shape) * (2.0 * bound) - bound)
+        Init::ready_made(move |r, shape| r.uniform(shape) * (2.0 * bound) - bound)
     }
     /// Uniform in [-b, b) with b = sqrt(6 / (rows + columns)) (Glorot and Bengio 2010).
     pub fn xavier_uniform() -> Init {
-        Init::program(|r, shape| {
+        Init::ready_made(|r, shape| {
+            if shape.len() != 2 {
+                refuse_shape(r, format!("a Xavier initialiser is for a matrix, not for {shape:?}"));
+            }
             let bound = (6.0 / shape.iter().sum::<usize>() as f64).sqrt();
             r.uniform(shape) * (2.0 * bound) - bound
         })
     }
     /// `scale` times the identity.
     pub fn scaled_identity(scale: f64) -> Init {
-        Init::program(move |r, shape| r.eye(shape[0]) * scale)
+        Init::ready_made(move |r, shape| match shape {
+            [m, n] if m == n => r.eye(*n) * scale,
+            _ => refuse_shape(r, format!("a scaled identity is for a square matrix, not for {shape:?}")),
+        })
     }
 
-    pub(crate) fn build(&self, shape: &[usize], shared: &Rc<RefCell<Shared>>) -> u32 {
+    pub(crate) fn build(&self, at: &'static Place, shape: &[usize], shared: &Rc<RefCell<Shared>>) -> u32 {
         let graph = Graph::new("init", shared);
-        let value = (self.0)(&Random { graph: graph.clone() }, shape);
-        if value.shape() != shape {
-            mistake(format!("the initialiser gives {:?}, the parameter is {shape:?}", value.shape()));
+        graph.0.borrow_mut().declared_at = self.ready_made.then_some(at);
+        let value = (self.draw)(&Random { graph: graph.clone() }, shape);
+        let (wanted, given) = (Type::Tensor(TensorType::float(shape)), value.ty());
+        if given != wanted {
+            mistake_at(at, format!("the initialiser gives {given}, the parameter is {wanted}"));
         }
         graph.output("value", &value);
         graph.finish()

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::program::{Op, Program, Scope, TensorType, Training, entry};
+use crate::program::{Op, Program, Scope, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
-use super::graph::{Graph, Shared, mistake};
+use super::graph::{Graph, Shared, constants, mistake_at};
 use super::init::Init;
-use super::rule::without_unused;
+use super::tidy::tidy;
 
 /// What a feature map is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Map {
     x: Expr,
 }
 
+constants!(Map);
+
 impl Map {
     /// The vector to map, `[dim]`.
     pub fn input(&self) -> Expr {
@@ -45,11 +47,6 @@ impl Map {
         let training = if redraw { Training::Redrawn } else { Training::Constant };
         self.graph.parameter(name, shape, Scope::Layer, training, &init)
     }
-    /// A constant table.
-    #[track_caller]
-    pub fn table(&self, shape: &[usize], values: Vec<f64>) -> Expr {
-        self.graph.node(Op::Table { shape: shape.to_vec(), values }, &[])
-    }
     /// Steps since the reset, an integer.
     #[track_caller]
     pub fn index(&self) -> Expr {
@@ -57,26 +54,31 @@ impl Map {
     }
 }
 
-/// Builds the program of a feature map: one function for keys, one for queries.
+/// Builds the program of a feature map: one function for keys, one for queries; both end with the normalisation.
 pub(crate) fn build_map(
     dim: usize,
     features: usize,
     apply: &dyn Fn(&Map) -> Expr,
+    normalise: Option<Op>,
     mut program: Program,
-) -> Result<Program, String> {
+) -> Program {
     let shared = Rc::new(RefCell::new(Shared::default()));
     for (name, role) in [(entry::KEY, MapRole::Key), (entry::QUERY, MapRole::Query)] {
         let graph = Graph::new("map", &shared);
-        let x = graph.argument("x", TensorType::float(&[dim]).into());
+        let x = graph.given_argument("x", TensorType::float(&[dim]).into());
         let y = apply(&Map { graph: graph.clone(), role, dim, x });
-        if y.shape() != [features] {
-            mistake(format!("the map promises {features} features for {dim} and gives {:?}", y.shape()));
+        let wanted = Type::Tensor(TensorType::float(&[features]));
+        if y.ty() != wanted {
+            let message = format!("the map promises {wanted} for a key of {dim} elements (`features`) and gives {}", y.ty());
+            mistake_at(graph.place(y.span()), message);
         }
+        // The normalisation belongs to the features, wherever they are made.
+        let y = match &normalise {
+            Some(op) => graph.node_with(y.span(), op.clone(), &[&y]),
+            None => y,
+        };
         graph.output("y", &y);
         program.entries.push((name.into(), graph.finish()));
     }
-    let shared = shared.take();
-    program.functions = shared.functions.into_iter().map(without_unused).collect();
-    program.files = shared.files;
-    Ok(program)
+    tidy(program, shared.take())
 }

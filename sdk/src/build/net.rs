@@ -1,6 +1,7 @@
 //! Slow nets.
 
 use std::cell::RefCell;
+use std::panic::Location;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::program::{DType, Op, Program, Scope, SlotInterface, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
-use super::graph::{Graph, Shared, mistake};
+use super::graph::{Graph, Shared, constants, mistake};
 use super::init::Init;
-use super::rule::without_unused;
+use super::tidy::tidy;
 
 /// What a task's input holds at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,10 +66,11 @@ impl TaskIo {
 
 #[track_caller]
 fn port<'a>(what: &str, ports: &'a [Port], name: &str) -> &'a Port {
-    ports.iter().find(|p| p.name == name).unwrap_or_else(|| {
-        let names: Vec<&str> = ports.iter().map(|p| p.name.as_str()).collect();
-        mistake(format!("the task has no {what} `{name}`; it has {}. This slow net does not serve this task", names.join(", ")))
-    })
+    if let Some(port) = ports.iter().find(|p| p.name == name) {
+        return port;
+    }
+    let names: Vec<&str> = ports.iter().map(|p| p.name.as_str()).collect();
+    mistake(format!("the task has no {what} `{name}`; it has {}. This slow net does not serve this task", names.join(", ")))
 }
 
 impl Port {
@@ -122,7 +124,11 @@ pub(crate) struct NetContext {
 pub struct Net {
     graph: Graph,
     context: Rc<NetContext>,
+    /// Name of the block, cell or repetition that this is the body of; empty for the net itself.
+    body_of: String,
 }
+
+constants!(Net);
 
 impl Net {
     /// What the task gives and wants.
@@ -130,9 +136,17 @@ impl Net {
         &self.context.task
     }
 
-    /// A task's input.
+    #[track_caller]
+    fn outside(&self, what: &str, name: &str) {
+        if !self.body_of.is_empty() {
+            mistake(format!("the task's {what} `{name}` is used outside of `{}`: hand its value over", self.body_of));
+        }
+    }
+
+    /// A task's input along its axis: integers [] for symbols, floats [dim] for vectors.
     #[track_caller]
     pub fn input(&self, name: &str) -> Expr {
+        self.outside("input", name);
         let ty = self.context.task.input(name).ty();
         let existing = self.graph.0.borrow().function.arguments.iter().position(|a| a.name == name);
         match existing {
@@ -144,6 +158,7 @@ impl Net {
     /// Sets a task's output.
     #[track_caller]
     pub fn output(&self, name: &str, value: &Expr) {
+        self.outside("output", name);
         let wanted = self.context.task.output(name).ty();
         if value.tensor_type() != wanted {
             mistake(format!("the task's output `{name}` is {wanted}, the value is {}", value.ty()));
@@ -152,22 +167,25 @@ impl Net {
     }
 
     /// A trained parameter; weight decay applies to matrices and not to vectors.
+    ///
+    /// The same name again is the same parameter, which must be declared alike.
     #[track_caller]
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Expr {
         let training = Training::Trained { decay: shape.len() >= 2 };
         self.graph.parameter(name, shape, Scope::Layer, training, &init)
     }
 
+    /// A trained parameter that all layers share, also inside of [`Net::blocks`].
+    #[track_caller]
+    pub fn shared_parameter(&self, name: &str, shape: &[usize], init: Init) -> Expr {
+        let training = Training::Trained { decay: shape.len() >= 2 };
+        self.graph.parameter(name, shape, Scope::Model, training, &init)
+    }
+
     /// A constant that is drawn once and never trained.
     #[track_caller]
     pub fn fixed(&self, name: &str, shape: &[usize], init: Init) -> Expr {
         self.graph.parameter(name, shape, Scope::Layer, Training::Constant, &init)
-    }
-
-    /// A float scalar.
-    #[track_caller]
-    pub fn constant(&self, value: f64) -> Expr {
-        self.graph.node(Op::Constant { value }, &[])
     }
 
     /// Index of the current repetition of the innermost [`Net::blocks`].
@@ -226,10 +244,11 @@ impl Net {
     #[track_caller]
     fn like(&self, vector: &Expr, x: &Expr) -> Expr {
         let shape = x.shape();
-        shape[..shape.len() - 1]
-            .iter()
-            .rev()
-            .fold(vector.clone(), |v, size| self.graph.node(Op::Expand { axis: 0, size: *size }, &[&v]))
+        let mut vector = vector.clone();
+        for size in shape[..shape.len() - 1].iter().rev() {
+            vector = self.graph.node(Op::Expand { axis: 0, size: *size }, &[&vector]);
+        }
+        vector
     }
 
     /// Depthwise causal convolution of `width` steps: parameter `NAME.weight` [features, width].
@@ -249,10 +268,11 @@ impl Net {
     #[track_caller]
     pub fn slot(&self, name: &str) -> SlotInterface {
         let slots = &self.context.slots;
-        slots.iter().find(|s| s.name == name).cloned().unwrap_or_else(|| {
-            let names: Vec<&str> = slots.iter().map(|s| s.name.as_str()).collect();
-            mistake(format!("there is no fast-weight slot `{name}`; the recipe has {}", names.join(", ")))
-        })
+        if let Some(slot) = slots.iter().find(|s| s.name == name) {
+            return slot.clone();
+        }
+        let names: Vec<&str> = slots.iter().map(|s| s.name.as_str()).collect();
+        mistake(format!("there is no fast-weight slot `{name}`; the recipe has {}", names.join(", ")))
     }
 
     /// The slot of a layer: the one that lists it, else the first that lists no layers.
@@ -316,13 +336,9 @@ impl Net {
         self.graph.node(op, &operands).elements()
     }
 
-    fn function(&self, name: &str) -> Net {
-        Net { graph: Graph::new(name, &self.graph.shared()), context: self.context.clone() }
-    }
-
-    #[track_caller]
-    fn arguments(&self, prefix: &str, values: &[&Expr]) -> Vec<Expr> {
-        values.iter().enumerate().map(|(i, v)| self.graph.argument(&format!("{prefix}{i}"), v.ty())).collect()
+    /// The body of a block or cell.
+    fn body(&self, name: &str, graph: Graph) -> Net {
+        Net { graph, context: self.context.clone(), body_of: name.into() }
     }
 
     /// `count` blocks one after another, each with parameters of its own named `NAME.LAYER`, layers counting from `first`.
@@ -337,13 +353,29 @@ impl Net {
         carried: &[&Expr],
         body: impl FnOnce(&Net, &[Expr]) -> Vec<Expr>,
     ) -> Vec<Expr> {
-        let inner = self.function(name);
-        let arguments = inner.arguments("x", carried);
+        let inner = self.body(name, Graph::new(name, &self.graph.shared()));
+        let arguments = inner.graph.arguments_like(Location::caller(), "x", carried);
         for (i, result) in body(&inner, &arguments).iter().enumerate() {
             inner.graph.output(&format!("x{i}"), result);
         }
         let op = Op::Blocks { function: inner.graph.finish(), name: name.into(), count, carried: carried.len(), first };
         self.graph.node(op, carried).elements()
+    }
+
+    /// `count` repetitions of `body` with the same parameters, named under `name`.
+    ///
+    /// `body` maps (carried values, values of `with`) to the new carried values.
+    #[track_caller]
+    pub fn repeat(
+        &self,
+        name: &str,
+        count: usize,
+        carried: &[&Expr],
+        with: &[&Expr],
+        body: impl FnOnce(&Net, &[Expr], &[Expr]) -> Vec<Expr>,
+    ) -> Vec<Expr> {
+        self.graph
+            .repeat(name, name, count, carried, with, |graph, carried, with| body(&self.body(name, graph.clone()), carried, with))
     }
 
     /// A recurrent cell along an axis: `body` maps (states, step inputs) to (new states, step outputs).
@@ -357,16 +389,13 @@ impl Net {
         inputs: &[&Expr],
         body: impl FnOnce(&Net, &[Expr], &[Expr]) -> (Vec<Expr>, Vec<Expr>),
     ) -> (Vec<Expr>, Vec<Expr>) {
-        let inner = self.function(name);
-        let inner_states = inner.arguments("state", states);
-        let inner_inputs: Vec<Expr> = inputs
-            .iter()
-            .enumerate()
-            .map(|(i, v)| {
-                let ty = TensorType { axis: None, ..v.tensor_type() };
-                inner.graph.argument(&format!("input{i}"), Type::Tensor(ty))
-            })
-            .collect();
+        let inner = self.body(name, Graph::new(name, &self.graph.shared()));
+        let inner_states = inner.graph.arguments_like(Location::caller(), "state", states);
+        let mut inner_inputs = Vec::new();
+        for (i, v) in inputs.iter().enumerate() {
+            let ty = TensorType { axis: None, ..v.tensor_type() };
+            inner_inputs.push(inner.graph.argument(&format!("input{i}"), Type::Tensor(ty)));
+        }
         let (new_states, outputs) = body(&inner, &inner_states, &inner_inputs);
         for (i, s) in new_states.iter().enumerate() {
             inner.graph.output(&format!("state{i}"), s);
@@ -406,7 +435,7 @@ fn unzip<'a>(inputs: &[(&str, &'a Expr)]) -> (Vec<String>, Vec<&'a Expr>) {
 pub(crate) fn build_net(context: NetContext, forward: &dyn Fn(&mut Net), mut program: Program) -> Result<Program, String> {
     let shared = Rc::new(RefCell::new(Shared { slots: context.slots.clone(), ..Shared::default() }));
     let context = Rc::new(context);
-    let mut net = Net { graph: Graph::new(entry::FORWARD, &shared), context: context.clone() };
+    let mut net = Net { graph: Graph::new(entry::FORWARD, &shared), context: context.clone(), body_of: String::new() };
     forward(&mut net);
     for port in &context.task.outputs {
         if net.graph.0.borrow().function.output(&port.name).is_none() {
@@ -417,8 +446,5 @@ pub(crate) fn build_net(context: NetContext, forward: &dyn Fn(&mut Net), mut pro
     drop(net);
     program.entries.push((entry::FORWARD.into(), index));
     program.slots = context.slots.clone();
-    let shared = shared.take();
-    program.functions = shared.functions.into_iter().map(without_unused).collect();
-    program.files = shared.files;
-    Ok(program)
+    Ok(tidy(program, shared.take()))
 }

@@ -57,6 +57,10 @@ impl std::error::Error for BytesError {}
 
 /// Longest string or list that a reader accepts.
 pub const MAX_ITEMS: usize = 1 << 20;
+/// Longest name that a reader accepts, in bytes.
+pub const MAX_NAME: usize = 1 << 12;
+/// Most structures (functions, nodes, arguments, ...) in one section: in memory each is much larger than in bytes.
+const MAX_STRUCTURES: usize = 400_000;
 
 /// Writes the primitives of the format.
 #[derive(Default)]
@@ -97,12 +101,13 @@ impl Writer {
 /// Reads the primitives of the format.
 pub struct Reader<'a> {
     bytes: &'a [u8],
+    structures: usize,
 }
 
 impl<'a> Reader<'a> {
     /// A reader of these bytes.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Reader { bytes }
+        Reader { bytes, structures: MAX_STRUCTURES }
     }
     /// Whether everything was read.
     pub fn is_empty(&self) -> bool {
@@ -165,16 +170,36 @@ impl<'a> Reader<'a> {
         }
         Ok(n)
     }
-    /// A float.
+    /// The length of a list of structures that follows.
+    pub(super) fn structures(&mut self) -> Result<usize, BytesError> {
+        let n = self.count()?;
+        self.structures = self.structures.checked_sub(n).ok_or_else(|| {
+            BytesError::Limit(format!("more than {MAX_STRUCTURES} functions, operations, arguments and names in one section"))
+        })?;
+        Ok(n)
+    }
+    /// A float; one NaN is the only one allowed.
     pub fn float(&mut self) -> Result<f64, BytesError> {
         let b = self.take(8)?;
-        Ok(f64::from_bits(u64::from_le_bytes(b.try_into().expect("eight bytes"))))
+        let x = f64::from_bits(u64::from_le_bytes(b.try_into().expect("eight bytes")));
+        if x.is_nan() && x.to_bits() != f64::NAN.to_bits() {
+            return Err(BytesError::Invalid("a NaN that is not the canonical one".into()));
+        }
+        Ok(x)
     }
     /// A string.
     pub fn text(&mut self) -> Result<String, BytesError> {
         let n = self.count()?;
         let b = self.take(n)?;
         String::from_utf8(b.to_vec()).map_err(|_| BytesError::Invalid("text that is not UTF-8".into()))
+    }
+    /// A short string.
+    pub fn name(&mut self) -> Result<String, BytesError> {
+        let name = self.text()?;
+        if name.len() > MAX_NAME {
+            return Err(BytesError::Limit(format!("a name of {} bytes", name.len())));
+        }
+        Ok(name)
     }
 }
 
@@ -259,7 +284,7 @@ impl Attribute for String {
         w.text(self);
     }
     fn get(r: &mut Reader<'_>) -> Result<Self, BytesError> {
-        r.text()
+        r.name()
     }
     fn show(&self) -> String {
         self.clone()

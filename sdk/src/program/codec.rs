@@ -5,7 +5,7 @@
 //! Documentation and source places are optional, so that [`Program::essence`] can leave them out.
 
 use super::bytes::{Attribute, BytesError, Reader, Writer};
-use super::shape;
+use super::shape::{self, limits};
 use super::{
     Argument, DType, Function, Kind, Node, Op, Output, Parameter, Program, Role, RuleInput, Scope, SlotInterface, Span, State,
     StateInit, TensorType, Training, Type,
@@ -17,8 +17,6 @@ pub const FORMAT: (u16, u16) = (0, 1);
 pub const MAX_BYTES: usize = 16 << 20;
 const MAGIC: &[u8; 4] = b"FWPp";
 const MAX_NODES: usize = 200_000;
-const MAX_TYPE_DEPTH: usize = 4;
-const MAX_ELEMENTS: usize = 1 << 34;
 
 mod section {
     pub const PART: u16 = 0x0002;
@@ -27,6 +25,8 @@ mod section {
     pub const FUNCTIONS: u16 = 0x0008;
     pub const DOCUMENTATION: u16 = 0x0101;
     pub const PLACES: u16 = 0x0103;
+    /// Without these there is no program.
+    pub const REQUIRED: [u16; 4] = [PART, RULE, SLOTS, FUNCTIONS];
 }
 
 impl Program {
@@ -146,6 +146,12 @@ impl Program {
     }
 
     /// Reads a program from untrusted bytes: sizes, references and the type of every node are checked.
+    ///
+    /// Time and memory are bounded for any bytes; what is accepted encodes to the same bytes again,
+    /// but for unknown optional sections, which are skipped.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, or which node of which function does not fit its operands.
     pub fn from_bytes(bytes: &[u8]) -> Result<Program, BytesError> {
         if bytes.len() > MAX_BYTES {
             return Err(BytesError::Limit(format!("{} bytes", bytes.len())));
@@ -173,12 +179,14 @@ impl Program {
             files: Vec::new(),
         };
         let mut last = None;
+        let mut missing = section::REQUIRED.to_vec();
         while !r.is_empty() {
             let id = r.u16()?;
             if last.is_some_and(|l| l >= id) {
                 return Err(BytesError::Invalid("sections out of order".into()));
             }
             last = Some(id);
+            missing.retain(|m| *m != id);
             let n = r.size()?;
             let mut s = Reader::new(r.take(n)?);
             match id {
@@ -189,43 +197,46 @@ impl Program {
                         2 => Kind::SlowNet,
                         k => return Err(BytesError::Invalid(format!("part kind {k}"))),
                     };
-                    p.name = s.text()?;
+                    p.name = s.name()?;
                     p.config = s.text()?;
                 }
                 section::RULE => {
                     p.inputs = get_list(&mut s, get_input)?;
                     p.states = get_list(&mut s, |r| {
                         Ok(State {
-                            name: r.text()?,
+                            name: r.name()?,
                             shape: sizes(r)?,
                             init: match r.u8()? {
                                 0 => StateInit::Zeros,
                                 1 => StateInit::Constant(r.float()?),
-                                2 => StateInit::Parameter(r.text()?),
+                                2 => StateInit::Parameter(r.name()?),
                                 k => return Err(BytesError::Invalid(format!("initial state {k}"))),
                             },
-                            held: r.size()?.max(1),
+                            held: r.size()?,
                         })
                     })?;
+                    if p.states.iter().any(|s| s.held == 0) {
+                        return Err(BytesError::Invalid("a state that is held for 0 steps".into()));
+                    }
                 }
                 section::SLOTS => {
                     p.slots = get_list(&mut s, |r| {
                         Ok(SlotInterface {
-                            name: r.text()?,
-                            rule: r.text()?,
+                            name: r.name()?,
+                            rule: r.name()?,
                             heads: r.size()?,
                             key_raw: r.size()?,
                             key: r.size()?,
                             value: r.size()?,
                             inputs: get_list(r, get_input)?,
                             output: sizes(r)?,
-                            extras: get_list(r, |r| Ok((r.text()?, sizes(r)?)))?,
+                            extras: get_list(r, |r| Ok((r.name()?, sizes(r)?)))?,
                         })
                     })?;
                 }
                 section::FUNCTIONS => {
                     p.functions = get_list(&mut s, get_function)?;
-                    p.entries = get_list(&mut s, |r| Ok((r.text()?, u32::get(r)?)))?;
+                    p.entries = get_list(&mut s, |r| Ok((r.name()?, u32::get(r)?)))?;
                 }
                 section::DOCUMENTATION => {
                     p.doc = s.text()?;
@@ -239,6 +250,9 @@ impl Program {
             if !s.is_empty() {
                 return Err(BytesError::Invalid(format!("section 0x{id:04x} is longer than its content")));
             }
+        }
+        if let Some(id) = missing.first() {
+            return Err(BytesError::Invalid(format!("the required section 0x{id:04x} is missing")));
         }
         let nodes: usize = p.functions.iter().map(|f| f.nodes.len()).sum();
         if nodes > MAX_NODES {
@@ -260,16 +274,13 @@ fn get_list<'a, T>(
     r: &mut Reader<'a>,
     mut get: impl FnMut(&mut Reader<'a>) -> Result<T, BytesError>,
 ) -> Result<Vec<T>, BytesError> {
-    let n = r.count()?;
+    let n = r.structures()?;
     (0..n).map(|_| get(r)).collect()
 }
 
 fn sizes(r: &mut Reader<'_>) -> Result<Vec<usize>, BytesError> {
     let shape = Vec::<usize>::get(r)?;
-    let elements = shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
-    if elements.is_none_or(|n| n > MAX_ELEMENTS) || shape.len() > 8 {
-        return Err(BytesError::Limit(format!("a tensor of shape {shape:?}")));
-    }
+    limits::elements(&shape).map_err(BytesError::Limit)?;
     Ok(shape)
 }
 
@@ -285,7 +296,7 @@ fn put_input(w: &mut Writer, i: &RuleInput) {
 fn get_input(r: &mut Reader<'_>) -> Result<RuleInput, BytesError> {
     let some = |n: usize| (n > 0).then_some(n);
     Ok(RuleInput {
-        name: r.text()?,
+        name: r.name()?,
         role: match r.u8()? {
             0 => Role::Query,
             1 => Role::Key,
@@ -320,10 +331,7 @@ fn put_type(w: &mut Writer, ty: &Type) {
     }
 }
 
-fn get_type(r: &mut Reader<'_>, depth: usize) -> Result<Type, BytesError> {
-    if depth > MAX_TYPE_DEPTH {
-        return Err(BytesError::Limit("nested tuples".into()));
-    }
+fn get_type(r: &mut Reader<'_>) -> Result<Type, BytesError> {
     Ok(match r.u8()? {
         0 => Type::Tensor(TensorType {
             dtype: match r.u8()? {
@@ -332,22 +340,30 @@ fn get_type(r: &mut Reader<'_>, depth: usize) -> Result<Type, BytesError> {
                 2 => DType::Mask,
                 k => return Err(BytesError::Invalid(format!("element kind {k}"))),
             },
-            axis: Some(r.text()?).filter(|a| !a.is_empty()),
+            axis: Some(axis(r)?).filter(|a| !a.is_empty()),
             shape: sizes(r)?,
         }),
-        1 => Type::Tuple(get_list(r, |r| get_type(r, depth + 1))?),
-        2 => Type::Memory(r.text()?),
-        k => return Err(BytesError::Invalid(format!("type {k}"))),
+        2 => Type::Memory(r.name()?),
+        // Several values are taken apart where they arise; no function takes them.
+        k => return Err(BytesError::Invalid(format!("type {k} of an argument"))),
     })
+}
+
+fn axis(r: &mut Reader<'_>) -> Result<String, BytesError> {
+    let name = r.name()?;
+    if name.len() > limits::MAX_AXIS_NAME {
+        return Err(BytesError::Limit(format!("the name of a sequence axis has {} bytes", name.len())));
+    }
+    Ok(name)
 }
 
 fn get_function(r: &mut Reader<'_>) -> Result<Function, BytesError> {
     Ok(Function {
-        name: r.text()?,
-        arguments: get_list(r, |r| Ok(Argument { name: r.text()?, ty: get_type(r, 0)? }))?,
+        name: r.name()?,
+        arguments: get_list(r, |r| Ok(Argument { name: r.name()?, ty: get_type(r)? }))?,
         parameters: get_list(r, |r| {
             Ok(Parameter {
-                name: r.text()?,
+                name: r.name()?,
                 shape: sizes(r)?,
                 scope: match r.u8()? {
                     0 => Scope::Head,
@@ -366,14 +382,14 @@ fn get_function(r: &mut Reader<'_>) -> Result<Function, BytesError> {
             })
         })?,
         nodes: get_list(r, |r| Ok(Node { op: Op::read(r)?, operands: Vec::<u32>::get(r)?, span: Span::default() }))?,
-        outputs: get_list(r, |r| Ok(Output { name: r.text()?, node: u32::get(r)? }))?,
+        outputs: get_list(r, |r| Ok(Output { name: r.name()?, node: u32::get(r)? }))?,
     })
 }
 
 fn get_places(r: &mut Reader<'_>, p: &mut Program) -> Result<(), BytesError> {
     p.files = Vec::<String>::get(r)?;
     let mismatch = || BytesError::Invalid("source places that do not match the functions".into());
-    if r.count()? != p.functions.len() {
+    if r.structures()? != p.functions.len() {
         return Err(mismatch());
     }
     for f in &mut p.functions {

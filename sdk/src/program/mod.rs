@@ -92,8 +92,10 @@ impl fmt::Display for Type {
         match self {
             Type::Tensor(t) => write!(f, "{t}"),
             Type::Tuple(ts) => {
-                let parts: Vec<String> = ts.iter().map(Type::to_string).collect();
-                write!(f, "({})", parts.join(", "))
+                // A hostile program may have thousands; a message must stay readable.
+                let parts: Vec<String> = ts.iter().take(16).map(Type::to_string).collect();
+                let dots = if ts.len() > 16 { ", ..." } else { "" };
+                write!(f, "({}{dots})", parts.join(", "))
             }
             Type::Memory(slot) => write!(f, "memory({slot})"),
         }

@@ -210,7 +210,7 @@ impl Train {
     }
 
     async fn train(&self, engine: &Engine, ready: &Ready) -> Result<u8, Failure> {
-        output::print(&format!("run      {}\n", ready.folder.path().display()))?;
+        output::print(&format!("run        {}\n", ready.folder.path().display()))?;
         let resume = if ready.old { "auto" } else { "never" };
         let arguments = engine::arguments(&[
             &"train",
@@ -265,7 +265,6 @@ impl Train {
         let parts = self.compose(&recipe, &task).await?;
         let folder = run::new_folder(run_dir, &recipe)?;
         run::write_new(&folder, &recipe, &parts, task.fingerprint.clone())?;
-        self.introduce(&recipe, &task)?;
         Ok(Ready { folder, recipe, old: false })
     }
 
@@ -311,7 +310,6 @@ impl Train {
             )),
         }
         old.write(&plan, &recipe)?;
-        self.introduce(&recipe, &task)?;
         Ok(Ready { folder: old.folder, recipe, old: true })
     }
 
@@ -323,16 +321,6 @@ impl Train {
             output::say(&format!("note: {}", literal(notice)));
         }
         Ok(parts)
-    }
-
-    fn introduce(&self, recipe: &Resolved, task: &OpenTask) -> Result<(), Failure> {
-        let title = recipe.title.clone().unwrap_or_else(|| recipe.name.clone());
-        let mut text = format!("recipe   {}\n", literal(&title));
-        if let Some(cite) = &recipe.cite {
-            text += &format!("         {}\n", literal(cite));
-        }
-        text += &format!("task     {}\n", literal(&task.description));
-        output::print(&text)
     }
 }
 

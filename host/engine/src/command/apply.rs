@@ -64,7 +64,10 @@ pub fn run(job: &Job) -> Result<()> {
 ///
 /// Gives `o`, `extra.NAME`, the final `state.NAME` and, where asked, `grad.*` of every tensor that was read.
 pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, precision: Precision, grad: bool) -> Result<BTreeMap<String, Tensor>> {
-    let float = |t: &Tensor| -> Result<Tensor> { Ok(t.f_to_kind(precision.kind)?.f_to_device(precision.device)?.f_set_requires_grad(grad)?) };
+    // Detached: a tensor that needs no conversion would otherwise be the caller's own.
+    let float = |t: &Tensor| -> Result<Tensor> {
+        Ok(t.f_to_kind(precision.kind)?.f_to_device(precision.device)?.f_detach()?.f_set_requires_grad(grad)?)
+    };
     let mut leaves: Vec<(String, Tensor)> = Vec::new();
     let mut leaf = |name: &str, t: &Tensor| -> Result<Tensor> {
         let t = float(t)?;
@@ -81,12 +84,24 @@ pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, pre
         (batch, steps) = (size[0], size[1]);
         heads = heads.max(size[2]);
     }
+    known(rule, file)?;
     ensure!(batch > 0 && steps > 0 && heads > 0, "there is nothing to apply the rule to: batch {batch}, time {steps}, heads {heads}");
 
     let programs = alone(rule, map, heads as usize);
     let slot = Arc::new(Slot::new(&programs.slots[0])?);
     let mut table = Table::default();
-    for spec in programs.parameters()? {
+    let specs = programs.parameters()?;
+    for name in file.keys().filter_map(|n| n.strip_prefix("param.")) {
+        let paths: Vec<&str> = specs.iter().map(|s| s.path.as_str()).collect();
+        ensure!(
+            paths.contains(&name),
+            "`param.{name}` names a parameter that update rule `{}` and feature map `{}` do not have; they have: {}",
+            rule.name,
+            map.name,
+            if paths.is_empty() { "none".to_string() } else { paths.join(", ") }
+        );
+    }
+    for spec in specs {
         let t = match file.get(&format!("param.{}", spec.path)) {
             Some(t) => {
                 ensure!(t.size() == sizes(&spec.shape), "`param.{}` is {:?}; expected {:?}", spec.path, t.size(), spec.shape);
@@ -127,8 +142,8 @@ pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, pre
         }
         let size = t.size();
         ensure!(
-            size[..2] == [batch, steps] && size[3..] == own[..] && heads % size[2] == 0,
-            "`{}` is {size:?}; expected [{batch}, {steps}, {heads}{}]",
+            size[..2] == [batch, steps] && size[3..] == own[..] && size[2] > 0 && heads % size[2] == 0,
+            "`{}` is {size:?}; expected [{batch}, {steps}, {heads}{}], where the heads may be fewer by a whole factor",
             input.name,
             own.iter().map(|n| format!(", {n}")).collect::<String>()
         );
@@ -176,6 +191,21 @@ pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, pre
         }
     }
     Ok(result)
+}
+
+/// Refuses states and parameters that the rule does not have: a misspelt name would otherwise be left out in silence.
+fn known(rule: &Program, file: &BTreeMap<String, Tensor>) -> Result<()> {
+    for name in file.keys() {
+        let Some(state) = name.strip_prefix("grad.").unwrap_or(name).strip_prefix("state.") else { continue };
+        let states: Vec<&str> = rule.states.iter().map(|s| s.name.as_str()).collect();
+        ensure!(
+            states.contains(&state),
+            "`{name}` names a state that update rule `{}` does not have; its states are: {}",
+            rule.name,
+            states.join(", ")
+        );
+    }
+    Ok(())
 }
 
 fn final_states(rule: &Program, memory: &Memory, batch: i64, heads: i64) -> Result<Vec<(String, Tensor)>> {

@@ -48,8 +48,8 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
         println!("{document:#}");
         return Ok(());
     }
-    println!("checkpoint  {} (step {})", loaded.path.display(), found.step);
-    println!("eval/loss   {:.6} (accuracy {:.4}) over {} tokens in {:.1} s", found.loss, found.accuracy, found.tokens, found.seconds);
+    println!("checkpoint {} (step {})", loaded.path.display(), found.step);
+    println!("eval/loss  {:.6} (accuracy {:.4}) over {} tokens in {:.1} s", found.loss, found.accuracy, found.tokens, found.seconds);
     if let Some(expect) = &plan.expect {
         println!("{}", compare(expect, found.loss));
     }

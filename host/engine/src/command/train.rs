@@ -13,7 +13,7 @@ use tch::{Device, Kind};
 use super::failure::{Failure, Kind as FailureKind};
 use crate::exec::value::Precision;
 use crate::model::Model;
-use crate::monitor::{HparamValue, Monitor, MonitorOptions, Progress};
+use crate::monitor::{HparamValue, Monitor, MonitorOptions, Progress, say};
 use crate::shim;
 use crate::train::{End, Evaluation, Interrupt, Outcome, Resume, Settings, TrainModel, find_start, train};
 
@@ -153,7 +153,7 @@ pub fn run(run: &RunDir, options: &Options) -> Result<Outcome, Failure> {
     if start.is_none() {
         describe(&opened, &monitor);
     }
-    let interrupt = Interrupt::on_signals().map_err(Failure::environment)?;
+    let interrupt = Interrupt::on_signals(monitor.speaker()).map_err(Failure::environment)?;
     let outcome = train(&opened.model, &opened.task, &settings, run, start, &monitor, &interrupt);
     let ended_well = matches!(&outcome, Ok(o) if !matches!(o.end, End::NotFinite(_)));
     monitor.finish(ended_well);
@@ -173,26 +173,38 @@ fn introduce(opened: &Opened, resumed: Option<u64>, monitor: &Monitor) {
     let tokens = opened.task.train_batch(plan.train.seed, 0, 0, plan.train.batch_size).tokens * plan.train.accumulate;
     let device = match opened.model.device() {
         Device::Cpu => format!("cpu, {} threads", tch::get_num_threads()),
-        other => format!("{other:?}"),
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
     };
     let e = &opened.estimate;
-    monitor.note(format!("run        {}", opened.run.path().display()));
     if let Some(title) = &plan.title {
         monitor.note(format!("recipe     {title}"));
+    }
+    if let Some(cite) = &plan.cite {
+        monitor.note(format!("source     {cite}"));
     }
     monitor.note(format!("task       {}", opened.task.describe()));
     monitor.note(format!("model      {} with {}, {trained} trained parameters", plan.slow_net.name, rules.join(", ")));
     monitor.note(format!("training   {} steps of {tokens} tokens, seed {}", plan.train.steps, plan.train.seed));
-    monitor.note(format!("device     {device}, {:?}", opened.model.kind()).to_lowercase());
+    monitor.note(format!("device     {device}, {}", type_name(opened.model.kind())));
     monitor.note(format!("executor   {}", executor_reason(opened)));
     monitor.note(format!(
-        "memory     about {} (parameters and optimiser {}, activations {})",
+        "memory     about {}: parameters and optimiser {}, activations {}",
         mebibytes(e.parameter_bytes + e.optimiser_bytes + e.activation_bytes),
         mebibytes(e.parameter_bytes + e.optimiser_bytes),
         mebibytes(e.activation_bytes)
     ));
     if let Some(step) = resumed {
         monitor.note(format!("resumed    at step {step}"));
+    }
+}
+
+/// The name of a type as recipes have it.
+fn type_name(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "float32".into(),
+        Kind::Double => "float64".into(),
+        other => format!("{other:?}").to_lowercase(),
     }
 }
 
@@ -203,7 +215,7 @@ fn mebibytes(bytes: u64) -> String {
 
 fn executor_reason(opened: &Opened) -> String {
     format!(
-        "reference (the only executor of this version); a scan that would keep more than {} is recomputed in segments",
+        "reference, the only one of this version; scans above {} are recomputed in segments",
         mebibytes(opened.memory_limit)
     )
 }
@@ -254,21 +266,22 @@ fn conclude(plan: &Plan, run: &RunDir, outcome: &Outcome) {
     };
     let mut lines = vec![format!("ended      at step {}: {how}", outcome.step)];
     if let Some(Evaluation { loss, accuracy, .. }) = &outcome.evaluation {
-        lines.push(format!("eval/loss  {loss:.6} (accuracy {accuracy:.4})"));
+        lines.push(format!("last       eval/loss {loss:.6}, accuracy {accuracy:.4}"));
     }
     if let Some(best) = &outcome.best {
-        lines.push(format!("best       {:.6} at step {}", best.loss, best.step));
+        lines.push(format!("best       eval/loss {:.6} at step {}", best.loss, best.step));
     }
-    if let (Some(expect), Some(measured)) = (&plan.expect, outcome.best.map(|b| b.loss)) {
-        lines.push(compare(expect, measured));
+    // What was interrupted is not judged: it is not done.
+    if let (Some(expect), Some(best)) = (&plan.expect, &outcome.best)
+        && outcome.end != End::Interrupted
+    {
+        lines.push(compare(expect, best.loss));
     }
     lines.push(format!("speed      {:.0} tokens/s over {:.1} s of training", outcome.tokens_per_second(), outcome.seconds));
     if matches!(outcome.end, End::Interrupted) {
         lines.push(format!("resume     fwp-host train --resume {}", run.path().display()));
     }
-    for line in lines {
-        eprintln!("{line}");
-    }
+    lines.iter().for_each(|line| say(line));
 }
 
 /// One line: measured beside published.
@@ -281,7 +294,7 @@ pub fn compare(expect: &Expect, measured: f64) -> String {
         (None, None) => "nothing expected".to_string(),
     };
     let verdict = if expect.passes(measured) { "as expected" } else { "not as expected" };
-    format!("{:<10} measured {measured:.6}, {published}, {wanted}: {verdict}", expect.metric)
+    format!("result     {} measured {measured:.6}, {published}, {wanted}: {verdict}", expect.metric)
 }
 
 /// Prepares libtorch: the CUDA library and the number of threads.

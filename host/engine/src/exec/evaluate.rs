@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwp_program::{block, child};
-use fwp_sdk::program::{Function, Op, Parameter, Scope, Type};
+use fwp_sdk::program::{Function, NodeId, Op, Parameter, Scope, Type};
 use tch::{Kind, Tensor};
 
 use super::ops;
@@ -38,8 +38,25 @@ pub struct Place<'a> {
     pub node: usize,
     /// Index of the innermost repeated block.
     pub layer: usize,
+    /// Types of the function's nodes, where they are known.
+    pub types: Option<&'a [Type]>,
+    /// The node's operands.
+    pub operands: &'a [NodeId],
+}
+
+impl<'a> Place<'a> {
+    /// Sequence axis of an operand, if it has one.
+    pub fn axis_of(&self, operand: usize) -> Option<&'a str> {
+        match self.types?.get(*self.operands.get(operand)? as usize)? {
+            Type::Tensor(t) => t.axis.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Sequence axis of the operands, if they have one.
-    pub axis: Option<&'a str>,
+    pub fn axis(&self) -> Option<&'a str> {
+        (0..self.operands.len()).find_map(|i| self.axis_of(i))
+    }
 }
 
 /// Evaluates function `index` of a program.
@@ -71,7 +88,7 @@ fn evaluated(
     around: &dyn Surroundings,
     prepared: &Prepared,
     f: &Function,
-    types: Option<&Vec<Type>>,
+    types: Option<&[Type]>,
     prefix: &str,
     layer: usize,
     arguments: &[Datum],
@@ -85,13 +102,7 @@ fn evaluated(
     for (i, node) in f.nodes.iter().enumerate() {
         let operands: Vec<&Datum> =
             node.operands.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
-        let axis = types.and_then(|types| {
-            node.operands.iter().find_map(|o| match &types[*o as usize] {
-                Type::Tensor(t) => t.axis.as_deref(),
-                _ => None,
-            })
-        });
-        let at = Place { prepared, prefix, node: i, layer, axis };
+        let at = Place { prepared, prefix, node: i, layer, types, operands: &node.operands };
         let value = match &node.op {
             Op::Argument { index } => Ok(arguments[*index as usize].clone()),
             Op::Parameter { index } => parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value),

@@ -9,13 +9,17 @@
 //! | [`solve`] | conjugate gradients with an implicit backward |
 //! | [`time`] | operators along a slow net's sequence axis |
 //! | [`evaluate`] | functions: parameters, calls, loops, blocks, cells |
-//! | [`scan`] | an update rule along its steps |
 //! | [`prepared`] | programs made ready to run |
+//! | [`plan`] | when and how each node of a step is computed |
+//! | [`scan`] | fast weights: initial memory, writes, reads |
+//! | [`walk`] | the steps, one after another, in recomputed segments where memory is short |
 
 pub mod evaluate;
 pub mod ops;
+pub mod plan;
 pub mod prepared;
 pub mod scan;
 pub mod solve;
 pub mod time;
 pub mod value;
+mod walk;

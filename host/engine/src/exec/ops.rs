@@ -164,7 +164,8 @@ fn unary(op: &Op, t: &Tensor, precision: Precision) -> Result<Tensor> {
     Ok(match op {
         Neg => t.f_neg()?,
         Abs => t.f_abs()?,
-        Sign => t.f_sign()?,
+        // The library's sign of NaN is 0, which would hide it.
+        Sign => t.f_sign()?.f_masked_fill(&t.f_isnan()?, f64::NAN)?,
         Exp => t.f_exp()?,
         Expm1 => t.f_expm1()?,
         Log => t.f_log()?,

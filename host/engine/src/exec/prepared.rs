@@ -1,11 +1,14 @@
 //! Programs made ready to run: gradients expanded, types known, steps scheduled.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use fwp_program::{ModelPrograms, Separation, SlotPrograms, When};
+use fwp_program::{ModelPrograms, Separation, SlotPrograms};
 use fwp_sdk::program::shape::{self, Types};
-use fwp_sdk::program::{Function, Op, Output, Program, Type, entry};
+use fwp_sdk::program::{Function, Output, Program, Type, entry};
+
+use super::plan::{StepPlan, declared, read_earlier};
 
 /// A program with the types of its nodes.
 pub struct Prepared {
@@ -31,55 +34,35 @@ impl Prepared {
     }
 }
 
-/// A function of a rule, cut into what is computed once, for all steps, in the step, and afterwards.
-pub struct StepPlan {
-    /// The function.
-    pub function: Function,
-    /// When each node is computed.
-    pub when: Vec<When>,
-    /// For every node: whether the steps' values must be kept for outputs or for nodes computed afterwards.
-    pub kept: Vec<bool>,
-    /// Elements that one step computes for one head, for the memory estimate.
-    pub step_elements: usize,
-}
-
-impl StepPlan {
-    fn new(function: &Function, types: &[Type]) -> StepPlan {
-        let mut when = fwp_program::schedule(function, types);
-        for (i, node) in function.nodes.iter().enumerate() {
-            // The parts of a tuple are taken where the tuple is made: only tensors cross from one stage to another.
-            if let (Op::Element { .. }, [tuple]) = (&node.op, &node.operands[..]) {
-                when[i] = when[*tuple as usize];
-            }
-        }
-        let mut kept = vec![false; function.nodes.len()];
-        for o in function.outputs.iter().filter(|o| !o.name.starts_with("state.")) {
-            kept[o.node as usize] = true;
-        }
-        for (node, w) in function.nodes.iter().zip(&when) {
-            if *w == When::After {
-                node.operands.iter().for_each(|o| kept[*o as usize] = true);
-            }
-        }
-        let step_elements = types
-            .iter()
-            .zip(&when)
-            .filter(|(_, w)| **w == When::Step)
-            .map(|(t, _)| match t {
-                Type::Tensor(t) => t.elements(),
-                _ => 0,
-            })
-            .sum();
-        StepPlan { function: function.clone(), when, kept, step_elements }
-    }
-}
-
 /// Write and read of a rule, apart.
 pub struct ReadWrite {
     /// The two functions and the inputs of either.
     pub apart: Separation,
     /// The write, scheduled.
-    pub write: StepPlan,
+    pub write: Arc<StepPlan>,
+}
+
+/// Which state an output reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Read {
+    /// The state after the step.
+    After,
+    /// The state before the step.
+    Before,
+    /// The state at the start of the step's chunk; chunks of this length count from the last reset.
+    ChunkStart(usize),
+}
+
+impl Read {
+    /// From the attribute of a fast-weight node.
+    pub fn parse(text: &str) -> Result<Read> {
+        match (text, text.strip_prefix("chunk:")) {
+            ("after", _) => Ok(Read::After),
+            ("before", _) => Ok(Read::Before),
+            (_, Some(n)) => Ok(Read::ChunkStart(n.parse().context("internal: the length of a chunk")?)),
+            _ => anyhow::bail!("internal: read `{text}`"),
+        }
+    }
 }
 
 /// A slot: feature map and update rule.
@@ -93,11 +76,13 @@ pub struct Slot {
     /// Features of a key after the map.
     pub key: usize,
     /// The whole step.
-    pub step: StepPlan,
+    pub step: Arc<StepPlan>,
     /// The signals as the rule uses them, from the inputs that they need; none for a rule without signals.
     pub effective: Option<Function>,
     /// Write and read apart, or why they cannot be.
     pub apart: Result<ReadWrite, String>,
+    /// Steps that read an earlier state, made when they are first asked for.
+    earlier: Mutex<HashMap<usize, Arc<StepPlan>>>,
 }
 
 impl Slot {
@@ -107,7 +92,8 @@ impl Slot {
         let rule = Prepared::new(&fwp_program::with_feature_map(&programs.rule, &programs.map)?)?;
         let map = Prepared::new(&programs.map)?;
         let index = rule.entry(entry::STEP)?;
-        let step = StepPlan::new(&rule.program.functions[index], &rule.types.nodes[index]);
+        let step = rule.program.functions[index].clone();
+        let step = Arc::new(StepPlan::new(&rule.program, step, declared(&rule.program)).map_err(anyhow::Error::msg)?);
         let apart = separate(&rule);
         let map_index = map.entry(entry::KEY)?;
         let key = match &map.types.functions[map_index].results[..] {
@@ -115,13 +101,31 @@ impl Slot {
             _ => anyhow::bail!("feature map `{}` does not give one vector", map.program.name),
         };
         let effective = effective(&rule.program);
-        Ok(Slot { name: programs.name.clone(), map, rule, key, step, effective, apart })
+        Ok(Slot { name: programs.name.clone(), map, rule, key, step, effective, apart, earlier: Mutex::default() })
+    }
+
+    /// The whole step with outputs that read this state.
+    pub fn plan(&self, read: Read) -> Result<Arc<StepPlan>> {
+        let chunk = match read {
+            Read::After => return Ok(self.step.clone()),
+            Read::Before => 1,
+            Read::ChunkStart(n) => n,
+        };
+        // Plans are put in whole, so a panic elsewhere leaves nothing half done.
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = earlier.get(&chunk) {
+            return Ok(plan.clone());
+        }
+        let made = read_earlier(&self.rule.program, &self.step.function, &self.apart()?.apart, chunk);
+        let plan = Arc::new(made.map_err(anyhow::Error::msg)?);
+        earlier.insert(chunk, plan.clone());
+        Ok(plan)
     }
 
     /// Write and read apart, or an error that says why this rule has no such form.
     pub fn apart(&self) -> Result<&ReadWrite> {
         self.apart.as_ref().map_err(|why| {
-            anyhow::anyhow!("the slow net writes and reads at different places, and update rule `{}` cannot: {why}", self.rule.program.name)
+            anyhow::anyhow!("the slow net writes and reads at different places, which update rule `{}` does not allow: {why}", self.rule.program.name)
         })
     }
 }
@@ -139,16 +143,8 @@ fn effective(rule: &Program) -> Option<Function> {
 
 fn separate(rule: &Prepared) -> Result<ReadWrite, String> {
     let apart = fwp_program::separate(&rule.program).map_err(|e| e.to_string())?;
-    let types = types_of(&rule.program, &apart.write)?;
-    Ok(ReadWrite { write: StepPlan::new(&apart.write, &types), apart })
-}
-
-/// Types of a function that was derived from a program.
-fn types_of(program: &Program, function: &Function) -> Result<Vec<Type>, String> {
-    let mut extended = program.clone();
-    extended.functions.push(function.clone());
-    let mut types = shape::types(&extended)?;
-    Ok(types.nodes.pop().expect("a function was pushed"))
+    let write = StepPlan::new(&rule.program, apart.write.clone(), declared(&rule.program))?;
+    Ok(ReadWrite { write: Arc::new(write), apart })
 }
 
 /// All programs of a model, ready to run.

@@ -72,7 +72,9 @@ impl Drawing {
         let mut blocks = Vec::new();
         for _ in 0..rows.div_ceil(n) {
             let gaussian = Tensor::from_slice(&self.normals(n * n)).f_reshape([n as i64, n as i64])?;
-            blocks.push(Tensor::f_linalg_qr(&gaussian, "reduced")?.0.f_transpose(0, 1)?);
+            let (q, r) = Tensor::f_linalg_qr(&gaussian.f_transpose(0, 1)?, "reduced")?;
+            // The library's signs are its own choice; with a positive diagonal of R the rows are those of Gram and Schmidt, uniform on the sphere.
+            blocks.push(q.f_mul(&r.f_diagonal(0, 0, 1)?.f_sign()?)?.f_transpose(0, 1)?);
         }
         let directions = Tensor::f_cat(&blocks, 0)?.f_narrow(0, 0, rows as i64)?;
         let lengths: Vec<f64> = (0..rows).map(|_| self.normals(n).iter().map(|x| x * x).sum::<f64>().sqrt()).collect();

@@ -86,12 +86,13 @@ impl Model {
         for (o, datum) in f.outputs.iter().zip(results) {
             let v = datum.value()?;
             // An output that does not depend on the inputs still has the batch's sizes.
-            let full = if v.lead.axis || !v.lead.batch {
-                v.clone()
+            let full = if v.lead.batch {
+                v.tensor.shallow_clone()
             } else {
-                Value::new(v.aligned(Lead::BATCH, v.rank())?, Lead::BATCH)
+                let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
+                v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?
             };
-            values.insert(o.name.clone(), full.tensor);
+            values.insert(o.name.clone(), full);
         }
         Ok((Output { values, carry: pass.carry.then_some(leaving) }, probes))
     }

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::{Carry, Model, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
 use crate::exec::scan::{FastWeights, Masks, Read, step_indices};
-use crate::exec::time::{self, Along};
+use crate::exec::time::{self, Along, Attention};
 use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
 use crate::train::Pass;
 
@@ -27,6 +27,8 @@ pub(super) struct InNet<'a> {
     /// Steps that start a new sequence, `[batch, time]`.
     steps: Option<Tensor>,
     drawn: RefCell<HashMap<String, Tensor>>,
+    /// How often each place was reached that remembers something.
+    visits: RefCell<HashMap<String, usize>>,
     probes: Option<RefCell<Vec<(String, Tensor)>>>,
 }
 
@@ -48,6 +50,7 @@ impl<'a> InNet<'a> {
             rows,
             steps,
             drawn: RefCell::default(),
+            visits: RefCell::default(),
             probes: probing.then(RefCell::default),
         })
     }
@@ -73,10 +76,18 @@ impl<'a> InNet<'a> {
         }))
     }
 
+    /// The name under which a node's memory is carried: its place, numbered where repetitions share one.
+    fn key(&self, at: &Place<'_>) -> String {
+        let place = format!("{}#{}", at.prefix, at.node);
+        let mut visits = self.visits.borrow_mut();
+        let visit = visits.entry(place.clone()).and_modify(|n| *n += 1).or_insert(1);
+        if *visit == 1 { place } else { format!("{place}@{visit}") }
+    }
+
     /// Carries out an operator that may remember something for the next call.
     fn remembering(&self, at: &Place<'_>, length: i64, work: impl FnOnce(&Along<'_>) -> Result<(Value, Vec<Tensor>)>) -> Result<Datum> {
-        let key = format!("{}#{}", at.prefix, at.node);
-        let reset = self.resets(at.axis, length)?;
+        let key = self.key(at);
+        let reset = self.resets(at.axis(), length)?;
         let carried = self.entering.as_ref().and_then(|c| c.get(&key)).map(Vec::as_slice);
         let (value, left) = work(&Along { reset: reset.as_ref(), carried })?;
         if self.pass.carry {
@@ -189,8 +200,7 @@ impl<'a> InNet<'a> {
         let mut inputs = Vec::new();
         for (name, x) in &call.inputs {
             if name == "write" {
-                let lead = if call.length.is_some() { Lead::AXIS } else { Lead::BATCH };
-                let t = x.aligned(lead, 0)?.f_expand([self.batch, steps], false)?;
+                let t = x.aligned(Lead::AXIS, 0)?.f_expand([self.batch, steps], false)?;
                 masks.write = Some(per_head(&t)?);
                 continue;
             }
@@ -227,8 +237,8 @@ impl<'a> InNet<'a> {
             Op::FastWeights { slot, name, inputs, scale, read } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, operands, scale, at.axis)?;
-                let key = format!("{}#{}", at.prefix, at.node);
+                let call = Call::new(interface, inputs, operands, scale, at.axis())?;
+                let key = self.key(at);
                 let memory = match self.entering.as_ref().and_then(|c| c.get(&key)) {
                     Some(left) => unpack(left, weights.index)?,
                     None => weights.initial(n(interface))?,
@@ -248,7 +258,7 @@ impl<'a> InNet<'a> {
             Op::FastWrite { slot, name, inputs } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], "none", at.axis)?;
+                let call = Call::new(interface, inputs, &operands[1..], "none", at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call, &weights, &memory)?;
                 let given: Vec<(String, Value)> = match call.length {
@@ -263,7 +273,7 @@ impl<'a> InNet<'a> {
             Op::FastRead { slot, name, inputs, scale } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], scale, at.axis)?;
+                let call = Call::new(interface, inputs, &operands[1..], scale, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, _) = self.operands(&call, &weights, &memory)?;
                 Ok(Datum::Tuple(self.outputs(weights.read(&memory, &given)?, &call)?))
@@ -276,15 +286,20 @@ impl<'a> InNet<'a> {
     fn probe(&self, weights: &FastWeights, interface: &SlotInterface, inputs: &[(String, Value)], memory: &Memory) -> Result<()> {
         let Some(probes) = &self.probes else { return Ok(()) };
         let mut probes = probes.borrow_mut();
+        // A cell writes at every step; its last is shown.
+        let mut show = |name: String, t: Tensor| {
+            probes.retain(|(n, _)| *n != name);
+            probes.push((name, t));
+        };
         let place = weights.prefix.trim_end_matches('.').replace('.', "/");
         let heads = interface.heads as i64;
         for (state, t) in weights.slot.rule.program.states.iter().zip(&memory.states) {
-            probes.push((format!("fwp/{place}/{}", state.name), t.f_narrow(0, 0, heads)?));
+            show(format!("fwp/{place}/{}", state.name), t.f_narrow(0, 0, heads)?);
         }
         let keys = inputs.iter().filter(|(n, _)| interface.inputs.iter().any(|i| i.name == *n && i.role == Role::Key));
         for (name, v) in keys.map(|(n, v)| (n.clone(), v.clone())).chain(weights.signals(inputs)?) {
             if v.lead == Lead::STEPS {
-                probes.push((format!("fwp/{place}/{name}"), v.tensor.f_narrow(1, 0, heads)?.f_transpose(0, 1)?));
+                show(format!("fwp/{place}/{name}"), v.tensor.f_narrow(1, 0, heads)?.f_transpose(0, 1)?);
             }
         }
         Ok(())
@@ -292,7 +307,7 @@ impl<'a> InNet<'a> {
 
     fn scan(&self, at: &Place<'_>, function: usize, name: &str, states: usize, operands: &[&Datum]) -> Result<Datum> {
         let prefix = child(at.prefix, name);
-        let key = format!("{}#{}", at.prefix, at.node);
+        let key = self.key(at);
         let initial: Vec<Datum> = operands[..states].iter().map(|d| self.per_sample(d)).collect::<Result<_>>()?;
         let mut current: Vec<Datum> = match self.entering.as_ref().and_then(|c| c.get(&key)) {
             Some(left) => unflatten(left, &initial)?,
@@ -300,7 +315,7 @@ impl<'a> InNet<'a> {
         };
         let sequences: Vec<Vec<Tensor>> = operands[states..].iter().map(|d| Ok(d.value()?.tensor.f_unbind(1)?)).collect::<Result<_>>()?;
         let length = sequences.first().map_or(0, Vec::len);
-        let reset = self.resets(at.axis, length as i64)?.map(|r| r.f_unbind(1)).transpose()?;
+        let reset = self.resets(at.axis(), length as i64)?.map(|r| r.f_unbind(1)).transpose()?;
         let mut outputs: Vec<Vec<Tensor>> = Vec::new();
         for t in 0..length {
             if let Some(reset) = &reset {
@@ -444,8 +459,9 @@ impl Surroundings for InNet<'_> {
             Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),
             Op::Attention { scale, causal, window } => {
                 let (q, k, v) = (operands[0].value()?, operands[1].value()?, operands[2].value()?);
-                let carry = self.pass.carry;
-                self.remembering(at, length(0)?, |a| time::attention(q, k, v, *scale, *causal, *window, a, carry))
+                let one_axis = at.axis_of(0) == at.axis_of(1);
+                let how = Attention { scale: *scale, causal: *causal, window: *window, one_axis, carry: self.pass.carry };
+                self.remembering(at, length(0)?, |a| time::attention(q, k, v, how, a))
             }
             Op::Last => {
                 let v = operands[0].value()?;

@@ -8,6 +8,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often a plain line is printed when nothing else asks for one.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Columns of the label that a line such as `task       text ...` begins with.
+const LABEL: usize = 11;
+/// Columns of a terminal that does not say.
+const COLUMNS: usize = 80;
+/// Columns beside the bar: step, loss, evaluation, speed and time left.
+const BESIDE_BAR: usize = 68;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,7 +64,9 @@ impl Display {
         let terminal = progress == Progress::Auto && std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
-            if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}") {
+            let bar_columns = columns().saturating_sub(BESIDE_BAR).clamp(8, 32);
+            // What does not fit is cut off at the end: a bar never takes two lines.
+            if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:{bar_columns}}} {{pos}}/{{len}}  {{wide_msg}}")) {
                 bar.set_style(style);
             }
             bar.set_position(first);
@@ -104,15 +112,15 @@ impl Display {
     /// Prints a line above the bar, or as it is.
     pub(super) fn line(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
 
-    /// Leaves the bar as it stands.
+    /// Leaves a full bar as it stands and takes any other away: what was reached is said elsewhere.
     pub(super) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.abandon();
+            if self.newest.step >= self.total { bar.abandon() } else { bar.finish_and_clear() }
         }
     }
 
@@ -122,6 +130,43 @@ impl Display {
         let left = self.total.saturating_sub(self.newest.step);
         Some(self.started.elapsed().mul_f64(left as f64 / done as f64))
     }
+}
+
+/// Prints a line on stderr; on a terminal, one that is too long goes on below its beginning.
+pub fn say(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("{}", wrapped(text, columns()));
+    } else {
+        eprintln!("{text}");
+    }
+}
+
+/// The columns of the terminal.
+fn columns() -> usize {
+    console::Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| usize::from(columns))
+}
+
+/// Breaks a line between words; what goes on stands below what follows the label.
+fn wrapped(text: &str, columns: usize) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let labelled = line.get(..LABEL).is_some_and(|head| head.ends_with(' ') && !head.trim().contains(' '));
+        let indent = if labelled && columns > 3 * LABEL { LABEL } else { 0 };
+        let (mut current, mut empty) = (line[..indent].to_owned(), true);
+        for word in line[indent..].split(' ') {
+            if !empty && current.chars().count() + 1 + word.chars().count() > columns {
+                lines.push(std::mem::replace(&mut current, " ".repeat(indent)));
+                empty = true;
+            }
+            if !empty {
+                current.push(' ');
+            }
+            current.push_str(word);
+            empty = false;
+        }
+        lines.push(current);
+    }
+    lines.join("\n")
 }
 
 /// `loss 0.1234  eval 0.2345  12345 tokens/s  eta 0:32`, as far as known.
@@ -156,6 +201,17 @@ mod tests {
         assert_eq!(tail(&Newest::default(), None), "");
         assert_eq!(clock(Duration::from_secs(3725)), "1:02:05");
         assert_eq!(short(f64::NAN), "NaN");
+    }
+
+    #[test]
+    fn a_long_line_goes_on_below_its_value() {
+        let text = "task       text: a/file, 1000 chars train";
+        assert_eq!(wrapped(text, 80), text);
+        assert_eq!(wrapped(text, 34), "task       text: a/file, 1000\n           chars train");
+        assert_eq!(wrapped("warning: monitoring lost", 12), "warning:\nmonitoring\nlost");
+        assert_eq!(wrapped("run        averyveryverylongpathwithoutspaces", 34), "run        averyveryverylongpathwithoutspaces");
+        assert_eq!(wrapped("task       ä", 34), "task       ä");
+        assert_eq!(wrapped("", 80), "");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | `events` | TensorBoard events: scalars, text, hparams, histograms, images |
 //! | `display` | a progress bar on a terminal, plain lines elsewhere |
 //!
-//! Tags are the same everywhere: `train/loss`, `train/lr`, `train/grad_norm`, `train/tokens_per_second`, `eval/loss`, and `fwp/...` for what is inside the model.
+//! Tags are the same everywhere: `train/loss`, `train/lr`, `train/grad_norm`, `train/tokens_per_second`, `eval/loss`, and `fwp/...` for what is inside the model, with images at `fwp/.../image`.
 
 mod display;
 mod events;
@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use display::Progress;
+pub use display::{Progress, say};
 pub use events::HparamValue;
 
 use display::Display;
@@ -143,17 +143,28 @@ impl Monitor {
     /// Records a matrix of `rows` rows, row by row from the top, as an image in TensorBoard.
     ///
     /// Zero is white, positive red, negative blue. Left out when the monitor is behind.
+    /// Its tag is `TAG/image`: TensorBoard shows nothing of a tag that has summaries of two kinds, and there may be histograms of `TAG`.
     pub fn image(&self, tag: &str, step: u64, rows: usize, values: Vec<f32>) {
-        self.offer(Message::Image { tag: tag.to_owned(), step, rows, values });
+        self.offer(Message::Image { tag: format!("{tag}/image"), step, rows, values });
     }
 
     /// Prints a line on stderr without disturbing the progress bar.
     pub fn note(&self, text: impl Into<String>) {
         let text = text.into();
         if self.is_lost() {
-            eprintln!("{text}");
+            say(&text);
         } else {
             self.send(Message::Note(text));
+        }
+    }
+
+    /// Prints lines as [`Monitor::note`] does, from another thread and also after the monitor's end. Never waits.
+    pub fn speaker(&self) -> impl Fn(&str) + Send + 'static {
+        let (sender, lost) = (self.sender.clone(), self.lost.clone());
+        move |text| {
+            if lost.load(Ordering::Relaxed) || sender.try_send(Message::Note(text.to_owned())).is_err() {
+                say(text);
+            }
         }
     }
 

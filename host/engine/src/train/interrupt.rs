@@ -19,12 +19,12 @@ pub struct Interrupt {
 impl Interrupt {
     /// Listens to SIGINT and SIGTERM for the rest of the process.
     ///
-    /// The first of them sets the flag; the second ends the process with code 130 or 143.
+    /// The first of them sets the flag and says so through `say`; the second ends the process with code 130 or 143.
     ///
     /// # Errors
     ///
     /// The system refused the handlers or the thread.
-    pub fn on_signals() -> std::io::Result<Self> {
+    pub fn on_signals(say: impl Fn(&str) + Send + 'static) -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = interrupt.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -44,7 +44,7 @@ impl Interrupt {
                         leave_now(code);
                     }
                     asked.ask();
-                    eprintln!("\nfinishing the step and saving; a second signal leaves at once");
+                    say("finishing the step and saving; a second signal leaves at once");
                 }
             });
         })?;
@@ -84,7 +84,7 @@ mod tests {
         let kill = |name: &str| {
             Command::new("kill").args([name, &std::process::id().to_string()]).status().unwrap();
         };
-        let interrupt = Interrupt::on_signals().unwrap();
+        let interrupt = Interrupt::on_signals(|text| eprintln!("{text}")).unwrap();
         kill("-INT");
         let until = Instant::now() + Duration::from_secs(5);
         while !interrupt.is_asked() && Instant::now() < until {

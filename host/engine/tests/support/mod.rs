@@ -1,6 +1,8 @@
 //! Small things that the tests of the executors share.
 #![allow(dead_code)]
 
+pub mod interpreted;
+
 use std::collections::BTreeMap;
 
 use fwp_engine::command::apply::apply;

@@ -1,0 +1,85 @@
+//! Bytes of the past decode for ever: operator codes, and three programs that were written once.
+//!
+//! A new operator adds a line to `operators.txt`; no line of it ever changes.
+//! The programs are never written again. `FWP_WRITE_GOLDEN=1` writes only those that do not exist yet.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use fwp_sdk::program::{Op, Program};
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// What a program computes, as text: declarations, functions, operators with attributes and operands.
+fn outline(p: &Program) -> String {
+    let mut s = String::new();
+    writeln!(s, "{} {} {}", p.kind, p.name, p.config).unwrap();
+    writeln!(s, "doc {:?} citation {:?} objective {:?}", p.doc, p.citation, p.objective).unwrap();
+    for i in &p.inputs {
+        writeln!(s, "input {} {:?} raw {} count {:?} heads {:?} {:?}", i.name, i.role, i.raw, i.count, i.heads, i.shape).unwrap();
+    }
+    for t in &p.states {
+        writeln!(s, "state {} {:?} {:?} held {}", t.name, t.shape, t.init, t.held).unwrap();
+    }
+    for t in &p.slots {
+        writeln!(s, "slot {t:?}").unwrap();
+    }
+    writeln!(s, "entries {:?}", p.entries).unwrap();
+    for f in &p.functions {
+        writeln!(s, "function {}", f.name).unwrap();
+        for a in &f.arguments {
+            writeln!(s, "  argument {} {}", a.name, a.ty).unwrap();
+        }
+        for q in &f.parameters {
+            writeln!(s, "  parameter {} {:?} {:?} {:?} by {}", q.name, q.shape, q.scope, q.training, q.init).unwrap();
+        }
+        for (i, n) in f.nodes.iter().enumerate() {
+            let attributes: Vec<String> = n.op.attributes().into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+            writeln!(s, "  {i} = {} {:?} {{{}}}", n.op.name(), n.operands, attributes.join(" ")).unwrap();
+        }
+        for o in &f.outputs {
+            writeln!(s, "  output {} {}", o.name, o.node).unwrap();
+        }
+    }
+    s
+}
+
+#[test]
+fn no_operator_code_ever_changes() {
+    let known: Vec<(u16, String)> = std::fs::read_to_string(golden("operators.txt"))
+        .unwrap()
+        .lines()
+        .map(|l| {
+            let (code, name) = l.split_once(' ').unwrap();
+            (u16::from_str_radix(code, 16).unwrap(), name.to_string())
+        })
+        .collect();
+    for (code, name) in &known {
+        let now = Op::table().iter().find(|(c, _)| c == code);
+        assert_eq!(now.map(|(_, n)| *n), Some(name.as_str()), "code {code:04x} was `{name}`");
+    }
+    for (i, (code, name)) in Op::table().iter().enumerate() {
+        assert!(known.iter().any(|(c, _)| c == code), "add the new operator to operators.txt: {code:04x} {name}");
+        assert!(Op::table()[..i].iter().all(|(c, n)| c != code && n != name), "{code:04x} `{name}` is there twice");
+    }
+}
+
+#[test]
+fn programs_of_the_past_say_the_same_today() {
+    for (name, program) in support::parts::all() {
+        let (bytes_at, text_at) = (golden(&format!("{name}.fwp")), golden(&format!("{name}.txt")));
+        if std::env::var_os("FWP_WRITE_GOLDEN").is_some() && !bytes_at.exists() {
+            std::fs::write(&bytes_at, program.to_bytes()).unwrap();
+            std::fs::write(&text_at, outline(&program)).unwrap();
+        }
+        let bytes = std::fs::read(&bytes_at).unwrap();
+        let old = Program::from_bytes(&bytes).unwrap();
+        assert_eq!(outline(&old), std::fs::read_to_string(&text_at).unwrap(), "{name}.fwp");
+        // All but the format in the header, which is the newest when a program is written again.
+        assert_eq!(old.to_bytes()[8..], bytes[8..], "{name}.fwp");
+    }
+}

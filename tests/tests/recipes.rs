@@ -1,0 +1,179 @@
+//! The recipes of the zoo, and what is refused in a recipe.
+
+use std::path::{Path, PathBuf};
+
+use fwp_test_support::repository;
+use fwp_tests::run::Run;
+use fwp_tests::{Case, MEMORY, folders, said, skipped};
+
+/// Every folder of the zoo; each must hold a recipe.
+fn zoo() -> Vec<PathBuf> {
+    let found = folders(&repository().join("zoo"));
+    assert!(found.len() >= 4, "{found:?}");
+    found
+}
+
+fn name(recipe: &Path) -> &str {
+    recipe.file_name().and_then(|n| n.to_str()).expect("a name")
+}
+
+fn table(text: &str) -> toml::Table {
+    text.parse().expect("TOML")
+}
+
+/// What a recipe needs from the command line: data, and a warm-up that fits into two steps.
+fn needs(recipe: &toml::Table) -> String {
+    let mut needs = String::new();
+    if recipe["task"]["name"].as_str() == Some("text") {
+        needs += " --data text.txt";
+    }
+    if recipe["train"].get("schedule").is_some_and(|s| s.get("warmup").is_some()) {
+        needs += " --set train.schedule.warmup=1";
+    }
+    needs
+}
+
+#[test]
+fn every_recipe_of_the_zoo_trains() {
+    let case = Case::new();
+    for folder in zoo() {
+        let text = std::fs::read_to_string(folder.join("recipe.toml")).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let recipe = table(&text);
+        let run = format!("runs/{}", name(&folder));
+        let (path, needs) = (folder.display(), needs(&recipe));
+        case.ok(&format!("recipe check {path}{}", needs.replace("--set train.schedule.warmup=1", "")));
+        let output = case.run(&format!("train --recipe {path} --steps 2 --run-dir {run} --progress plain{needs}"));
+        let said = said(&output);
+        assert!(output.status.success(), "{path}: {said}");
+        let run = Run::at(&case.path(&run));
+        for metric in ["train/loss", "train/lr", "train/grad_norm", "eval/loss"] {
+            let value = run.metric(metric)[&2];
+            assert!(value.is_finite(), "{path}: {metric} is {value}");
+        }
+        assert_eq!(run.checkpoints(), [2], "{path}");
+        // What it must reach is printed beside what was measured.
+        let expect = recipe["expect"].as_table().unwrap_or_else(|| panic!("{path} expects nothing"));
+        let expected = said.lines().find(|l| l.contains("measured") && l.contains("expected")).unwrap_or_default();
+        assert!(expected.contains("not as expected"), "two steps reach nothing: {path}: {said}");
+        if let Some(published) = expect.get("published") {
+            assert!(expected.contains(&format!("published {published}")), "{path}: {expected}");
+        }
+        assert!(recipe["title"].is_str() && recipe["cite"].is_str(), "{path} has no title or source");
+        let readme = std::fs::read_to_string(folder.join("README.md")).unwrap_or_else(|e| panic!("{path}: {e}"));
+        for section in ["## Run", "## Expected", "## Known deviations"] {
+            assert!(readme.contains(section), "{path}: README.md lacks {section}");
+        }
+    }
+}
+
+#[test]
+fn the_text_recipe_reads_a_real_text() {
+    let data = repository().join("../shared/data/tinyshakespeare/input.txt");
+    if !data.is_file() {
+        return skipped("the text that the published numbers are of is not there");
+    }
+    let case = Case::new();
+    let report = case.ok(&format!("recipe check {}/zoo/deltanet-text --json --data {}", repository().display(), data.display()));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["trained_parameters"], 681_472);
+}
+
+/// A recipe with one mistake, and what must be said of it.
+struct Mistake {
+    from: &'static str,
+    to: &'static str,
+    code: i32,
+    says: &'static [&'static str],
+}
+
+const MISTAKES: &[Mistake] = &[
+    // Unknown keys, of the host, of a task and of plugins.
+    Mistake { from: "batch_size = 4", to: "batchsize = 4", code: 3, says: &["batchsize", "`batch_size`"] },
+    Mistake { from: "length = 6", to: "lenght = 6", code: 3, says: &["lenght", "`length`"] },
+    Mistake { from: "nu = 1", to: "mu = 1", code: 3, says: &["feature_map.mu", "`nu`"] },
+    Mistake { from: "key_dim = 4", to: "keydim = 4", code: 3, says: &["slow_net.keydim", "`key_dim`"] },
+    Mistake { from: "[monitor]", to: "[moniter]", code: 3, says: &["moniter", "`monitor`"] },
+    Mistake { from: "lr = 1e-2", to: "lr = 1e-2, beta = 3", code: 3, says: &["beta", "`betas`"] },
+    // Wrong types.
+    Mistake { from: "steps = 30", to: "steps = \"30\"", code: 3, says: &["train.steps"] },
+    Mistake { from: "keys = 4", to: "keys = 4.5", code: 3, says: &["task.keys"] },
+    Mistake { from: "nu = 1", to: "nu = true", code: 3, says: &["feature_map.nu"] },
+    // Out of range.
+    Mistake { from: "steps = 30", to: "steps = 0", code: 3, says: &["train.steps"] },
+    Mistake { from: "lr = 1e-2", to: "lr = -1e-2", code: 3, says: &["train.optimiser.lr"] },
+    Mistake { from: "lr = 1e-2", to: "lr = nan", code: 3, says: &["train.optimiser.lr"] },
+    Mistake { from: "nu = 1", to: "nu = 0", code: 3, says: &["feature_map.nu"] },
+    Mistake { from: "keys = 4", to: "keys = 0", code: 3, says: &["task.keys"] },
+    Mistake { from: "\"sum\"", to: "\"some\"", code: 3, says: &["normalise", "\"sum\""] },
+    // Missing.
+    Mistake { from: "steps = 30\n", to: "", code: 3, says: &["memory.toml", "train.steps"] },
+    Mistake { from: "plugin = \"delta\"\n", to: "", code: 3, says: &["memory.toml", "update_rule", "plugin"] },
+    // Not TOML.
+    Mistake { from: "keys = 4", to: "keys = ", code: 3, says: &[] },
+    // Names of things that are not there.
+    Mistake { from: "\"delta\"", to: "\"dellta\"", code: 4, says: &["no update-rule `dellta`", "`delta`"] },
+    Mistake { from: "\"dpfp\"", to: "\"dfpf\"", code: 4, says: &["no feature-map `dfpf`", "`dpfp`"] },
+    Mistake { from: "\"associative-update\"", to: "\"associative-updat\"", code: 3, says: &["`associative-update`"] },
+    Mistake { from: "\"adam\"", to: "\"adan\"", code: 3, says: &["adam"] },
+    // A library by its path.
+    Mistake { from: "\"delta\"", to: "\"./libmine.so\"", code: 3, says: &["path"] },
+];
+
+#[test]
+fn mistakes_are_refused_with_place_and_nearest_name_and_leave_nothing_behind() {
+    let case = Case::new();
+    for Mistake { from, to, code, says } in MISTAKES {
+        assert_eq!(MEMORY.matches(from).count(), 1, "{from} stands once in the recipe");
+        case.write("memory.toml", &MEMORY.replace(from, to));
+        for command in ["train --recipe memory.toml --run-dir out", "train --recipe memory.toml", "recipe check memory.toml"] {
+            let said = case.fails(command, *code);
+            let place = format!("`{from}` -> `{to}`: {command}: {said}");
+            assert!(said.contains("error: ") && said.contains("  cause: ") && said.contains("  remedy: "), "{place}");
+            says.iter().for_each(|words| assert!(said.contains(words), "{words}: {place}"));
+            if !to.is_empty() {
+                let line = 1 + MEMORY[..MEMORY.find(from).unwrap()].matches('\n').count();
+                assert!(said.contains(&format!("memory.toml:{line}")), "line {line}: {place}");
+            }
+            assert!(!case.path("out").exists() && !case.path("runs").exists(), "a folder is left behind: {place}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_refused_alike() {
+    let case = Case::new();
+    for (change, code, says) in [
+        ("train.stepps=3", 3, "`steps`"),
+        ("train.steps=few", 3, "train.steps"),
+        ("feature_map.mu=1", 3, "`nu`"),
+        ("update_rule.plugin=dellta", 4, "`delta`"),
+        ("update_rule.plugin=/nowhere/libmine.so", 4, "/nowhere/libmine.so"),
+        ("feature_map.nu=8", 4, "1 to 7"),
+        ("train.device=tpu", 3, "tpu"),
+        ("train.exec=scan", 3, "scan"),
+        ("train.schedule.warmup=31", 3, "warm-up"),
+    ] {
+        let said = case.fails(&format!("train --recipe memory.toml --run-dir out --set {change}"), code);
+        assert!(said.contains(says), "{change}: {said}");
+        assert!(!case.path("out").exists(), "{change}: a folder is left behind");
+    }
+    for wrong in ["--steps x", "--seed -1", "--resume", "--sed 1", "--seed 1 --seeds 1,2"] {
+        let output = case.run(&format!("train --recipe memory.toml --run-dir out {wrong}"));
+        assert_eq!(output.status.code(), Some(2), "{wrong}: {}", said(&output));
+        assert!(!case.path("out").exists(), "{wrong}");
+    }
+    // Data that is not there, not given, or no text.
+    let train = "train --recipe language.toml --run-dir out";
+    assert!(case.fails(train, 3).contains("--data"));
+    assert!(case.fails(&format!("{train} --data nothing.txt"), 3).contains("nothing.txt"));
+    case.write("short.txt", "ab");
+    assert!(case.fails(&format!("{train} --data short.txt"), 3).contains("short.txt"));
+    std::fs::write(case.path("binary.txt"), [0xff_u8; 4000]).unwrap();
+    assert!(case.fails(&format!("{train} --data binary.txt"), 3).contains("byte"));
+    assert!(!case.path("out").exists());
+    // A recipe reads data from its own folder only.
+    let outside = repository().join("README.md");
+    case.write("sly.toml", &fwp_tests::LANGUAGE.replace("name = \"text\"", &format!("name = \"text\"\npath = {outside:?}")));
+    assert!(case.fails("train --recipe sly.toml --run-dir out", 3).contains("sly.toml:22"));
+    assert!(case.fails("train --recipe nothing.toml --run-dir out", 3).contains("nothing.toml"));
+}
