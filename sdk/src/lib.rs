@@ -42,6 +42,21 @@
 //! and what crosses the library border is bytes with a version, the most stable interface there is.
 //! Why unwinding inside the builder: a step has to read like its equation, so a mistake of shape ends the description at the line that made it, and the export macro turns it into a message with that line.
 
+//!
+//! # Where things are
+//!
+//! - [`UpdateRule`], [`FeatureMap`], [`SlowNet`]: what a plugin implements; [`config!`] and [`choices!`]: its configuration; [`export!`]: the library.
+//! - [`build`]: declarations ([`build::Signature`]) and expressions ([`build::Expr`]). Every mistake in them ends with the plugin's own file, line and column.
+//! - [`program`]: what comes of it: operators, types, bytes. The meaning of an operator's code never changes.
+//!   Reading is safe for any bytes: sizes, references and types are checked within [`program::shape::limits`].
+//! - [`border`]: the three functions of a library; [`testing`]: the same questions without a library.
+//!
+//! # Conventions
+//!
+//! A state of fast weights is `[d_v, d_k]`: value rows and key columns, so that a read is `w.matvec(q)`.
+//! Nothing broadcasts but a scalar with anything.
+//! Batch, time and heads are no axes of a rule or a map; in a slow net, heads are an axis and time is a named axis that only time operators touch.
+
 pub mod border;
 pub mod build;
 pub mod config;

@@ -109,7 +109,7 @@ const STEPS: &[StepCase] = &[
     case!(|s| drop(s.input("k").layer_norm(f64::NAN)), "`layer_norm`: the epsilon is a finite number from 0, not NaN"),
     case!(|s| drop(s.input("k").scale_columns(s.input("v"))), "expected a matrix, got [6]"),
     case!(|s| drop(s.state("w").scale_columns(s.input("v"))), "`mul`: [5, 6] and [5, 5]"),
-    case!(|s| drop(s.state("w").scale_rows(&s.input("k"))), "`mul`: [5, 6] and [6, 6]"),
+    case!(|s| drop(s.state("w").scale_rows(s.input("k"))), "`mul`: [5, 6] and [6, 6]"),
     case!(|s| drop(s.state("w").gradient(s.state("w"))), "`gradient`: expected a scalar to differentiate, got [5, 6]"),
     case!(|s| drop(s.signal("beta").gradients(&[&s.index()])), "`gradient`: expected floats, got int[]"),
     case!(|s| drop(s.state("w").solve_spd(s.input("k"), 9, 0.0)), "`solve_spd`: expected a matrix [n, n]"),
@@ -140,7 +140,7 @@ const STEPS: &[StepCase] = &[
     case!(|s| drop(s.repeat(2, &[&s.input("k")], &[], |k, _| vec![k[0].sum()])), "`loop`: every repetition takes over ([6]) and must return that, it returns ([])"),
     case!(|s| drop(s.repeat(2, &[&s.input("k")], &[], |_, _| vec![])), "must return that, it returns ()"),
     case!(|s| drop(s.repeat(0, &[&s.input("k")], &[], |k, _| k.to_vec())), "repeated at least once"),
-    case!(|s| drop(s.repeat(2, &[&s.input("k")], &[], |k, _| { s.output(&k[0].slice(0, 0, 5)); vec![k[0].clone()] })), "the output is set to a value of another function"),
+    case!(|s| drop(s.repeat(2, &[&s.input("k")], &[], |k, _| { s.output(k[0].slice(0, 0, 5)); vec![k[0].clone()] })), "the output is set to a value of another function"),
     case!(|_| refuse("not for these sizes"), "not for these sizes"),
 ];
 

@@ -293,7 +293,8 @@ fn what_does_not_fit_is_refused_by_name_and_shape() {
         }
         arrays
     };
-    let cases: [(&str, Option<&[usize]>, &str, &[&str]); 10] = [
+    type Misfit<'a> = (&'a str, Option<&'a [usize]>, &'a str, &'a [&'a str]);
+    let cases: [Misfit<'_>; 10] = [
         ("beta", None, "", &["`beta`", "[batch, time, 3]"]),
         ("beta", Some(&[2, 5, 2]), "", &["`beta`", "[2, 5, 2]", "[batch, time, 3]"]),
         ("beta", Some(&[2, 5, 3, 1]), "", &["`beta`", "[2, 5, 3, 1]"]),

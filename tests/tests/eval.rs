@@ -47,6 +47,11 @@ fn the_best_checkpoint_is_kept_and_found() {
     assert_eq!(eval(&case, "out")["step"], 30);
     let kept: std::collections::BTreeSet<u64> = [*step, 30].into();
     assert_eq!(run.checkpoints(), kept.into_iter().collect::<Vec<_>>());
+    // Also where older checkpoints are kept that had another best one in their time.
+    let all = case.train("memory", "all", "--set eval.every=2 --set train.optimiser.lr=0.3 --set checkpoint.keep=99");
+    assert_eq!(all.metric("eval/loss"), losses);
+    assert!(all.checkpoints().len() > 2, "{:?}", all.checkpoints());
+    assert_eq!(eval(&case, "all --checkpoint best")["step"], *step);
     let said = case.fails("eval --run out --checkpoint 7", 3);
     assert!(said.contains("no checkpoint of step 7") && said.contains("30"), "{said}");
 }
@@ -74,7 +79,7 @@ fn it_needs_neither_recipe_nor_plugins_and_the_data_may_move() {
 fn the_whole_validation_part_is_read() {
     let case = Case::new();
     // Without `eval_windows` every character of the validation part is predicted but those before the first.
-    case.train("language", "out", "--steps 2 --set task.eval_windows=");
+    case.train("language", "out", "--steps 2 --set train.schedule.warmup=1 --set task.eval_windows=");
     let validation = text(6000).chars().count() - (text(6000).chars().count() as f64 * 0.9).floor() as usize;
     let tokens = eval(&case, "out")["tokens"].as_u64().unwrap() as usize;
     assert!(tokens <= validation && tokens + 7 >= validation, "{tokens} of {validation}");

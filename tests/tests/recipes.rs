@@ -103,6 +103,7 @@ const MISTAKES: &[Mistake] = &[
     Mistake { from: "lr = 1e-2", to: "lr = -1e-2", code: 3, says: &["train.optimiser.lr"] },
     Mistake { from: "lr = 1e-2", to: "lr = nan", code: 3, says: &["train.optimiser.lr"] },
     Mistake { from: "nu = 1", to: "nu = 0", code: 3, says: &["feature_map.nu"] },
+    Mistake { from: "nu = 1", to: "nu = 8", code: 3, says: &["feature_map.nu", "1 to 7"] },
     Mistake { from: "keys = 4", to: "keys = 0", code: 3, says: &["task.keys"] },
     Mistake { from: "\"sum\"", to: "\"some\"", code: 3, says: &["normalise", "\"sum\""] },
     // Missing.
@@ -112,7 +113,7 @@ const MISTAKES: &[Mistake] = &[
     Mistake { from: "keys = 4", to: "keys = ", code: 3, says: &[] },
     // Names of things that are not there.
     Mistake { from: "\"delta\"", to: "\"dellta\"", code: 4, says: &["no update-rule `dellta`", "`delta`"] },
-    Mistake { from: "\"dpfp\"", to: "\"dfpf\"", code: 4, says: &["no feature-map `dfpf`", "`dpfp`"] },
+    Mistake { from: "\"dpfp\"", to: "\"dpf\"", code: 4, says: &["no feature-map `dpf`", "`dpfp`"] },
     Mistake { from: "\"associative-update\"", to: "\"associative-updat\"", code: 3, says: &["`associative-update`"] },
     Mistake { from: "\"adam\"", to: "\"adan\"", code: 3, says: &["adam"] },
     // A library by its path.
@@ -148,7 +149,7 @@ fn mistakes_on_the_command_line_are_refused_alike() {
         ("feature_map.mu=1", 3, "`nu`"),
         ("update_rule.plugin=dellta", 4, "`delta`"),
         ("update_rule.plugin=/nowhere/libmine.so", 4, "/nowhere/libmine.so"),
-        ("feature_map.nu=8", 4, "1 to 7"),
+        ("feature_map.nu=8", 3, "1 to 7"),
         ("train.device=tpu", 3, "tpu"),
         ("train.exec=scan", 3, "scan"),
         ("train.schedule.warmup=31", 3, "warm-up"),

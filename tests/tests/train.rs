@@ -155,6 +155,7 @@ fn a_loss_that_is_not_finite_ends_the_run_with_a_post_mortem() {
     for words in ["error: ", "is NaN", "train.optimiser.lr", "checkpoint"] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    assert_eq!(said.matches("is NaN").count(), 1, "it is said once: {said}");
     let run = Run::at(&case.path("out"));
     let post_mortem: Value = serde_json::from_str(&run.read("post-mortem.json")).unwrap();
     let failed = post_mortem["step"].as_u64().expect("the step that failed");
@@ -187,6 +188,24 @@ fn steps_that_are_not_finite_are_left_out_where_the_recipe_says_so() {
     let at = |step: u64| std::fs::read(run.path(&format!("checkpoints/step-{step}/model.safetensors"))).unwrap();
     assert!(at(step) == at(step - 1), "a step that is left out leaves the parameters");
     assert!(run.path("post-mortem.json").is_file());
+}
+
+#[test]
+fn a_run_is_trained_by_one_process_at_a_time() {
+    let case = Case::new();
+    let train = "train --recipe memory.toml --run-dir out --progress none --steps 100000";
+    let mut first = case.command(train).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let metrics = case.path("out/metrics.jsonl");
+    fwp_tests::process::wait_until(&mut first, "it trains", || fwp_tests::process::lines(&metrics) > 5);
+    let said = case.fails("train --resume out --progress none", 5);
+    assert!(said.contains("another process trains the run"), "{said}");
+    send("TERM", first.id());
+    assert_eq!(first.wait().unwrap().code(), Some(7), "the first one goes on undisturbed");
+    let run = Run::at(&case.path("out"));
+    let steps: Vec<u64> = run.metric("train/loss").into_keys().collect();
+    assert!(steps.iter().copied().eq(1..=steps.len() as u64), "{steps:?}");
+    // Once it has ended the run can be gone on with.
+    case.ok(&format!("train --resume out --progress none --steps {}", steps.len() + 3));
 }
 
 #[test]

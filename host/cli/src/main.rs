@@ -51,15 +51,15 @@ Exit codes:
   6  training failed: a loss that is not finite, or memory ran out
   7  interrupted; the run was saved and can be resumed
 
-Plugins are looked for in --plugin-path, $FWP_PLUGIN_PATH, $XDG_DATA_HOME/fwp-host/plugins, and plugins/
-beside fwp-host (every library), and in the folder of fwp-host itself (libraries named libfwp_*). Never in
-the working directory.
+Plugins are looked for in these folders, and never in the working directory:
+  --plugin-path, $FWP_PLUGIN_PATH, $XDG_DATA_HOME/fwp-host/plugins, and plugins/
+  beside fwp-host: every library; the folder of fwp-host itself: libfwp_*
 
 Environment:
   FWP_PLUGIN_PATH     more folders with plugins, divided by colons
   FWP_PLUGIN_TIMEOUT  seconds that a plugin may take to answer (10)
-  FWP_ENGINE          the engine, where it does not lie beside fwp-host
-  FWP_ZOO             the folder of recipes, where it does not lie above fwp-host
+  FWP_ENGINE          the engine, where it is not beside fwp-host
+  FWP_ZOO             the folder of recipes, where it is not above fwp-host
   LIBTORCH            a libtorch of your own, as the build took it";
 
 #[derive(Subcommand)]

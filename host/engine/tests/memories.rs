@@ -24,7 +24,11 @@ const DV: usize = 2;
 fn task(query_axis: Option<&str>) -> TaskIo {
     let queries = Port { name: "q".into(), axis: query_axis.map(str::to_string), kind: PortKind::Vector { dim: H * DK } };
     let y = Port { name: "y".into(), axis: query_axis.map(str::to_string), kind: PortKind::Vector { dim: H * DV } };
-    TaskIo { inputs: vec![queries, vectors("k", H * DK), vectors("v", H * DV), vectors("beta", H)], outputs: vec![y], max_len: 99 }
+    TaskIo {
+        inputs: vec![queries, vectors("k", H * DK), vectors("v", H * DV), vectors("beta", H)],
+        outputs: vec![y],
+        max_len: 99,
+    }
 }
 
 struct Parts {
@@ -158,7 +162,13 @@ fn read(w: &Matrix, q: &[f64]) -> Vec<f64> {
 }
 
 /// Checks every output against the weights that `seen` says are read at a step.
-fn reads(y: &Tensor, inputs: &BTreeMap<String, Tensor>, reset: impl Fn(usize) -> bool + Copy, scale: f64, seen: impl Fn(usize) -> usize) {
+fn reads(
+    y: &Tensor,
+    inputs: &BTreeMap<String, Tensor>,
+    reset: impl Fn(usize) -> bool + Copy,
+    scale: f64,
+    seen: impl Fn(usize) -> usize,
+) {
     for sample in 0..y.size()[0] {
         for head in 0..H {
             let w = weights(inputs, sample, head, reset);
@@ -324,7 +334,8 @@ fn one_more_write_without_an_axis_where_a_mask_allows_it() {
         longer.insert(name.into(), Tensor::cat(&[&x[name], &x[name].mean_dim(1, true, Kind::Double)], 1));
     }
     for (sample, written) in [(0, 7), (1, 6)] {
-        let one = |x: &BTreeMap<String, Tensor>| x.iter().map(|(n, t)| (n.clone(), t.narrow(0, sample, 1))).collect::<BTreeMap<_, _>>();
+        let one =
+            |x: &BTreeMap<String, Tensor>| x.iter().map(|(n, t)| (n.clone(), t.narrow(0, sample, 1))).collect::<BTreeMap<_, _>>();
         reads(&y.narrow(0, sample, 1), &one(&longer), |_| false, 1.0, |_| written);
     }
 }

@@ -46,7 +46,7 @@ nets! {
     Convolved "convolved" |net, x| { net.causal_conv("conv", &x, 3, normal()) }
     Placed "placed" |net, x| { x.position().to_float() * &x }
     Summed "summed" |net, x| { x.time_cumsum() }
-    Turned "turned" |net, x| { x.rotary(&x.position(), 50.0, true) }
+    Turned "turned" |net, x| { x.rotary(x.position(), 50.0, true) }
     Attending "attending" |net, x| {
         let project = |name: &str, heads: usize| net.linear(name, &x, heads * 3, normal()).reshape(&[heads, 3]);
         net.attention(&project("q", 2), &project("k", 1), &project("v", 1), 0.7, true, 0).reshape(&[D])
@@ -209,9 +209,7 @@ fn operators_along_time_agree_with_loops() {
         (0..x.len()).map(|t| (0..D).map(|c| at(t, c)).collect()).collect()
     });
     against_loop::<Placed>(|_, x| x.iter().enumerate().map(|(t, x)| x.iter().map(|x| t as f64 * x).collect()).collect());
-    against_loop::<Summed>(|_, x| {
-        (0..x.len()).map(|t| (0..D).map(|c| x[..=t].iter().map(|x| x[c]).sum()).collect()).collect()
-    });
+    against_loop::<Summed>(|_, x| (0..x.len()).map(|t| (0..D).map(|c| x[..=t].iter().map(|x| x[c]).sum()).collect()).collect());
     against_loop::<Turned>(|_, x| {
         let turn = |t: usize, x: &[f64]| -> Vec<f64> {
             let pair = |i: usize| {

@@ -49,7 +49,8 @@ fn cases(a: usize, b: usize, c: usize) -> Vec<Case> {
     use Of::*;
     use Op::*;
     let mut all = Vec::new();
-    for op in [Neg, Abs, Sign, Exp, Expm1, Square, Sin, Cos, Tanh, Sigmoid, LogSigmoid, Softplus, Relu, Gelu, GeluTanh, Silu, Erf] {
+    for op in [Neg, Abs, Sign, Exp, Expm1, Square, Sin, Cos, Tanh, Sigmoid, LogSigmoid, Softplus, Relu, Gelu, GeluTanh, Silu, Erf]
+    {
         all.push(case(op.clone(), &[(Floats, &[a, b])]));
         all.push(case(op, &[(Floats, &[])]));
     }
@@ -127,7 +128,12 @@ fn cases(a: usize, b: usize, c: usize) -> Vec<Case> {
         }
     }
     for axes in [vec![], vec![0], vec![2, 0], vec![0, 1, 2]] {
-        for op in [Sum { axes: axes.clone() }, Mean { axes: axes.clone() }, ReduceMax { axes: axes.clone() }, ReduceMin { axes: axes.clone() }] {
+        for op in [
+            Sum { axes: axes.clone() },
+            Mean { axes: axes.clone() },
+            ReduceMax { axes: axes.clone() },
+            ReduceMin { axes: axes.clone() },
+        ] {
             all.push(case(op, &[(Floats, &[a, b, c])]));
         }
     }
@@ -179,7 +185,8 @@ fn interpreted(op: &Op, operands: &[Value]) -> Vec<Vec<f64>> {
         Argument { name: format!("x{i}"), ty: TensorType { dtype, axis: None, shape }.into() }
     };
     let n = operands.len() as u32;
-    let mut nodes: Vec<Node> = (0..n).map(|index| Node { op: Op::Argument { index }, operands: vec![], span: Span::default() }).collect();
+    let mut nodes: Vec<Node> =
+        (0..n).map(|index| Node { op: Op::Argument { index }, operands: vec![], span: Span::default() }).collect();
     nodes.push(Node { op: op.clone(), operands: (0..n).collect(), span: Span::default() });
     let function = Function {
         name: "one".into(),
@@ -246,7 +253,8 @@ fn values_and_gradients_agree_with_the_interpreter() {
             let n = case.operands.len();
             for leads in 0..3usize.pow(n as u32) {
                 let lead = |i: usize| lead_of(leads / 3usize.pow(i as u32) % 3);
-                let what = format!("{} {:?} with {:?}", case.op.name(), case.op.attributes(), (0..n).map(lead).collect::<Vec<_>>());
+                let what =
+                    format!("{} {:?} with {:?}", case.op.name(), case.op.attributes(), (0..n).map(lead).collect::<Vec<_>>());
                 let operands: Vec<Value> = case
                     .operands
                     .iter()
@@ -257,7 +265,8 @@ fn values_and_gradients_agree_with_the_interpreter() {
                         Value::new(t.set_requires_grad(float), lead(i))
                     })
                     .collect();
-                let got = ops::apply(&case.op, &operands.iter().collect::<Vec<_>>(), DOUBLE).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+                let got = ops::apply(&case.op, &operands.iter().collect::<Vec<_>>(), DOUBLE)
+                    .unwrap_or_else(|e| panic!("{what}: {e:#}"));
                 let wanted = interpreted(&case.op, &operands);
                 let got = everywhere(&got);
                 close(&got.detach().to_kind(Kind::Double), &Tensor::from_slice(&wanted.concat()), 1e-12, &what);
@@ -306,7 +315,7 @@ fn no_operator_is_left_out() {
         ("state", "steps.rs"),
         ("element", "steps.rs: a repetition gives a tuple"),
         ("step_index", "steps.rs: held states, levels, maps that turn"),
-        ("layer_index", "parameters.rs"),
+        ("layer_index", "parameters.rs: the layer inside of its block"),
         ("head_index", "parameters.rs"),
         ("random_normal", "parameters.rs"),
         ("random_uniform", "parameters.rs"),
@@ -368,7 +377,9 @@ fn nan_stays_nan() {
     for op in [Op::Max, Op::Min, Op::Add, Op::Mul] {
         assert!(apply(&op, &[&nan, &one]).iter().all(|x| x.is_nan()), "{}", op.name());
     }
-    for op in [Op::ReduceMax { axes: vec![0] }, Op::ReduceMin { axes: vec![0] }, Op::Softmax { axis: 0 }, Op::SumNormalise { eps: 0.0 }] {
+    for op in
+        [Op::ReduceMax { axes: vec![0] }, Op::ReduceMin { axes: vec![0] }, Op::Softmax { axis: 0 }, Op::SumNormalise { eps: 0.0 }]
+    {
         assert!(apply(&op, &[&nan])[0].is_nan(), "{}", op.name());
     }
     let mask = Tensor::from_slice(&[false, true]);
@@ -394,7 +405,8 @@ fn a_positive_definite_system_is_solved_and_differentiated() {
     // A right-hand side of zero, and a limit that ends before the tolerance: no division by zero, no NaN.
     let a = Tensor::eye(3, (Kind::Double, tch::Device::Cpu)) * 2.0;
     assert_eq!(values(&conjugate_gradients(&a, &Tensor::zeros([3], (Kind::Double, a.device())), 5, 1e-10).unwrap()), [0.0; 3]);
-    let one = conjugate_gradients(&Tensor::from_slice2(&[&[2.0, 1.0], &[1.0, 3.0]]), &Tensor::from_slice(&[1.0, 1.0]), 1, 0.0).unwrap();
+    let one =
+        conjugate_gradients(&Tensor::from_slice2(&[&[2.0, 1.0], &[1.0, 3.0]]), &Tensor::from_slice(&[1.0, 1.0]), 1, 0.0).unwrap();
     // One step along b: (b.b / b.Ab) b = 2/7.
     close(&one, &Tensor::from_slice(&[2.0 / 7.0, 2.0 / 7.0]), 1e-14, "one iteration");
 }

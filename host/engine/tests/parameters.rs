@@ -23,9 +23,13 @@ impl UpdateRule for Scoped {
         Signature::new(d)
             .state("w", [d.value, d.key], StateStart::Trained(Init::normal(1.0)))
             .parameter("a", [], Init::program(by_place))
-            .parameter("b", [d.value], Init::normal(1.0)).scope(Scope::Layer).no_decay()
-            .parameter("c", [d.value], Init::normal(1.0)).scope(Scope::Model)
-            .parameter("fixed", [3], Init::uniform(1.0)).constant()
+            .parameter("b", [d.value], Init::normal(1.0))
+            .scope(Scope::Layer)
+            .no_decay()
+            .parameter("c", [d.value], Init::normal(1.0))
+            .scope(Scope::Model)
+            .parameter("fixed", [3], Init::uniform(1.0))
+            .constant()
     }
     fn step(&self, s: &mut Step) {
         let (q, k, v) = s.query_key_value();
@@ -51,7 +55,7 @@ impl FeatureMap for Redrawn {
     fn apply(&self, map: &Map) -> Expr {
         let dim = map.dim;
         let init = Init::program(move |r, shape| r.orthogonal(shape[0], dim));
-        map.random("directions", &[8, dim], init, self.redraw).matvec(&map.input()).cos()
+        map.random("directions", &[8, dim], init, self.redraw).matvec(map.input()).cos()
     }
 }
 
@@ -74,12 +78,12 @@ impl SlowNet for Stack {
         let net = &*net;
         let mut x = net.input("x");
         if self.more {
-            x = x * net.parameter("more", &[6], Init::normal(1.0)).along(&net.input("x"));
+            x = x * net.parameter("more", &[6], Init::normal(1.0)).along(net.input("x"));
         }
         let slot = net.slot("main");
         let init = || Init::program(|r, shape| r.normal(shape) + 100.0 * r.layer().to_float());
         let x = net.blocks("layers", 0, self.layers, &[&x], |net, x| {
-            let x = &x[0];
+            let x = &(&x[0] * (1.0 + net.layer().to_float()));
             let part = |name: &str| net.linear(name, x, 6, Init::normal(0.5)).reshape(&[2, 3]);
             let shift = net.parameter("shift", &[6], init());
             let o = net.fast_weights("fast", &slot, "none", &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
@@ -217,6 +221,78 @@ fn gradients_reach_every_trained_parameter_and_add_up_over_layers() {
         let exact = (g * &direction).sum(Kind::Double).double_value(&[]);
         assert!((numerical - exact).abs() < 1e-7 * exact.abs().max(1.0), "{name}: {exact} against {numerical}");
         assert!(g.abs().max().double_value(&[]) > 0.0, "{name} has a gradient");
+    }
+}
+
+#[test]
+fn the_layer_is_known_inside_of_its_block() {
+    // The second of two layers sees its input doubled, as a first one with doubled input does: all else is set equal.
+    let (two, one) =
+        (built(json!({}), json!({ "redraw": false }), 1), built(json!({ "layers": 1 }), json!({ "redraw": false }), 1));
+    for p in one.parameters() {
+        support::set(&two, &p.name, &p.tensor);
+        if let Some(rest) = p.name.strip_prefix("layers.0.") {
+            support::set(&two, &format!("layers.1.{rest}"), &p.tensor);
+        }
+    }
+    let x = Numbers::new(6).tensor(&[2, 4, 6]);
+    close(&y_of(&two, &x), &y_of(&one, &(y_of(&one, &x) * 2.0)), 1e-12, "two layers");
+}
+
+config! {
+    /// A rule whose steps reach parameters by a reset and by a map that is called in the step.
+    pub struct Reaching {}
+}
+impl UpdateRule for Reaching {
+    const NAME: &'static str = "reaching";
+    const CITATION: &'static str = "test";
+    const OBJECTIVE: &'static str = "none: a test";
+    fn signature(&self, d: Dims) -> Signature {
+        let s = Signature::without_inputs(d).query("q", [d.key]).key("k", [d.key_raw]).raw().value("v", [d.value]);
+        s.state("w", [d.value, d.key], StateStart::Trained(Init::normal(1.0))).state("x", [d.key_raw], StateStart::Zeros)
+    }
+    fn step(&self, s: &mut Step) {
+        let (q, k, v) = s.query_key_value();
+        let x = s.state("x") * 0.5 + k;
+        let w = s.state("w") * 0.9 + outer(&v, s.phi(&x));
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+        s.set_state("x", x);
+    }
+}
+
+config! {
+    /// A map with a trained matrix.
+    pub struct Trained {}
+}
+impl FeatureMap for Trained {
+    const NAME: &'static str = "trained";
+    const CITATION: &'static str = "test";
+    fn features(&self, dim: usize) -> usize {
+        dim
+    }
+    fn apply(&self, map: &Map) -> Expr {
+        map.parameter("m", &[map.dim, map.dim], Init::normal(1.0)).matvec(map.input()).tanh()
+    }
+}
+
+#[test]
+fn recomputed_segments_give_parameters_their_gradients() {
+    let made = |limit| {
+        let slot = slot::<Reaching, Trained>(json!({}), json!({}), 2, 3, 3);
+        Model::new(&compose::<Stack>(json!({}), &sequence_task(6, 6), Some(slot)), support::DOUBLE, 1, limit).unwrap()
+    };
+    let x = Numbers::new(7).tensor(&[2, 12, 6]);
+    let reset = Tensor::from_slice(&(0..24).map(|i| i % 5 == 2).collect::<Vec<_>>()).reshape([2, 12]);
+    let gradients = |m: &Model| {
+        let y = forward(m, &[("x", &x), ("reset", &reset)], &TRAIN, None).values.remove("y").unwrap();
+        let leaves: Vec<&Tensor> = m.parameters().iter().map(|p| &p.tensor).collect();
+        Tensor::run_backward(&[(y.sin() * &x).sum(Kind::Double)], &leaves, false, false)
+    };
+    let (whole, segments) = (made(u64::MAX), made(0));
+    for ((a, b), p) in gradients(&segments).iter().zip(gradients(&whole)).zip(whole.parameters()) {
+        assert!(b.abs().max().double_value(&[]) > 0.0, "{}", p.name);
+        close(a, &b, 1e-12, &p.name);
     }
 }
 

@@ -86,7 +86,8 @@ fn attention_normalisation_agrees_with_its_equation() {
     // Positive keys and queries, as feature maps give them: the divisor stays away from zero.
     let (b, t, h, dk, dv) = (2, 7, 3, 5, 2);
     let dims = Dims { heads: h as usize, key_raw: dk, key: dk, value: dv };
-    let program = rule(Part::update_rule::<fwp_rule_additive::Additive>(), "additive", json!({"attention_normalisation": true}), dims);
+    let program =
+        rule(Part::update_rule::<fwp_rule_additive::Additive>(), "additive", json!({"attention_normalisation": true}), dims);
     let mut numbers = Numbers::new(5);
     let mut file = BTreeMap::new();
     for (name, d) in [("q", dk), ("k", dk), ("v", dv)] {

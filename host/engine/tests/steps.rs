@@ -39,7 +39,7 @@ rules! {
         let beta = s.signal("beta").sigmoid();
         let mut w = s.state("w");
         for i in 0..2 {
-            w = &w + beta.at(i) * outer(v.at(i) - w.matvec(&k.at(i)), &k.at(i));
+            w = &w + beta.at(i) * outer(v.at(i) - w.matvec(k.at(i)), k.at(i));
         }
         s.output(w.matvec(&q));
         s.set_state("w", w);
@@ -51,7 +51,7 @@ rules! {
             .signal("decay", [d.key]).signal("rows", [d.value]).state("w", [d.value, d.key], StateStart::Constant(0.5));
     |s| {
         let (q, k, v) = s.query_key_value();
-        let w = s.state("w").scale_columns(&s.signal("decay").sigmoid()).scale_rows(&s.signal("rows").tanh()) - outer(&v, &k);
+        let w = s.state("w").scale_columns(s.signal("decay").sigmoid()).scale_rows(s.signal("rows").tanh()) - outer(&v, &k);
         s.output(w.matvec(&q).rms_norm(1e-6));
         s.set_state("w", w);
     }
@@ -149,10 +149,10 @@ rules! {
         let w = s.state("w");
         let (dv, dk) = (w.shape()[1], w.shape()[2]);
         let below = s.arange(3).less(&level).to_float();
-        let whole = (outer(&v, &k) + below.reshape(&[1, 3]).matmul(&w.reshape(&[3, dv * dk])).reshape(&[dv, dk])).reshape(&[1, dv * dk]);
+        let whole = (outer(&v, &k) + below.reshape(&[1, 3]).matmul(w.reshape(&[3, dv * dk])).reshape(&[dv, dk])).reshape(&[1, dv * dk]);
         let kept = (s.full(&[3], 1.0) - &below).expand(1, dv * dk) * w.reshape(&[3, dv * dk]);
         let w = (kept + here.reshape(&[3, 1]).matmul(&whole)).reshape(&[3, dv, dk]);
-        let mixed = s.signal("lambda").softplus().reshape(&[1, 3]).matmul(&w.reshape(&[3, dv * dk])).reshape(&[dv, dk]);
+        let mixed = s.signal("lambda").softplus().reshape(&[1, 3]).matmul(w.reshape(&[3, dv * dk])).reshape(&[dv, dk]);
         s.output(mixed.matvec(&q));
         s.set_state("w", w);
     }
@@ -165,7 +165,7 @@ rules! {
         let h = s.state("h") + outer(&k, &k);
         let g = s.state("g") + outer(&v, &k);
         let n = k.shape()[0];
-        s.output(g.matvec(&(&h + s.eye(n)).solve_spd(&q, 20, 1e-13)));
+        s.output(g.matvec((&h + s.eye(n)).solve_spd(&q, 20, 1e-13)));
         s.set_state("h", h);
         s.set_state("g", g);
     }
@@ -178,13 +178,26 @@ rules! {
         let (q, k, v) = s.query_key_value();
         let w = s.state("w");
         let x = s.state("x") + k;
-        let loss = (w.matvec(&s.phi(&x)) - &v).norm_squared();
+        let loss = (w.matvec(s.phi(&x)) - &v).norm_squared();
         let x = &x - 0.05 * loss.gradient(&x);
         let y = s.phi_query(&x);
         let w = s.repeat(3, &[&w], &[&y, &v], |w, with| vec![&w[0] + 0.1 * outer(&with[1] - w[0].matvec(&with[0]), &with[0])]);
         s.output(w[0].matvec(&q));
         s.set_state("w", w[0].clone());
         s.set_state("x", x * 0.5);
+    }
+
+    // The map inside of the step and nothing else that asks for the index.
+    Inside "inside" (d)
+        Signature::without_inputs(d).query("q", [d.key]).key("k", [d.key_raw]).raw().value("v", [d.value])
+            .state("w", [d.value, d.key], StateStart::Zeros).state("x", [d.key_raw], StateStart::Zeros);
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let x = s.state("x") * 0.5 + k;
+        let w = s.state("w") + outer(&v, s.phi(&x));
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+        s.set_state("x", x);
     }
 
     // Updates that look like rank one and are not simply added, and products that are read twice.
@@ -199,7 +212,7 @@ rules! {
         let w = outer(&v, &k) - &w * 0.9;
         let w = outer(&read, &q) * &beta + w;
         let w = w + &twice * 0.5 + beta.tanh() * (&twice * 0.1);
-        let w = w - outer(&read, &read.sum().tanh().expand(0, k.shape()[0]));
+        let w = w - outer(&read, read.sum().tanh().expand(0, k.shape()[0]));
         s.output(w.matvec(&q) + twice.sum_over_axes(&[1]));
         s.set_state("w", w);
     }
@@ -293,7 +306,8 @@ fn a_map_with_parameters_before_and_inside_of_the_step() {
     for (b, t, h, dk, dv) in SIZES {
         let map = testing::map::<Turning>(json!({ "normalise": "l2", "normalise_eps": 0.1 }), dk).unwrap();
         let dims = Dims { heads: h as usize, key_raw: dk, key: dk + 2, value: dv };
-        for rule in [described::<Mapped>(dims), described::<Product>(dims), described::<Trained>(dims)] {
+        for rule in [described::<Mapped>(dims), described::<Inside>(dims), described::<Product>(dims), described::<Trained>(dims)]
+        {
             agrees(&rule, &map, &Trial::new(b, t, h));
             agrees(&rule, &map, &Trial { resets: true, states: true, ..Trial::new(b, t, h) });
         }

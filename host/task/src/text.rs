@@ -383,7 +383,7 @@ impl Task for Text {
         };
         format!(
             "text: {}, {} {unit}s train and {} validate, alphabet of {}, windows of {} in {} order, evaluated on {part}",
-            self.path.display(),
+            shown(&self.path).display(),
             self.split,
             self.symbols.len() - self.split,
             self.io.values,
@@ -408,6 +408,13 @@ impl Task for Text {
 /// The fractions 0, 1/2, 1/4, 3/4, 1/8, ...: the bits of `i` mirrored behind the point.
 fn halving(i: u64) -> f64 {
     i.reverse_bits() as f64 / 2.0_f64.powi(64)
+}
+
+/// A path as a person would write it: without detours, and from the working directory where that holds it.
+fn shown(path: &Path) -> PathBuf {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().and_then(|d| d.canonicalize());
+    here.ok().and_then(|d| path.strip_prefix(d).ok()).unwrap_or(&path).to_owned()
 }
 
 /// Reads a regular file of bounded size.

@@ -145,15 +145,15 @@ impl Expr {
         shift_left ShiftLeft;
         /// Shifted right.
         shift_right ShiftRight;
-        /// Matrix [m, n] times vector [n]: [m].
+        /// Matrix `[m, n]` times vector `[n]`: `[m]`.
         matvec MatVec;
-        /// Transposed matrix [m, n] times vector [m]: [n].
+        /// Transposed matrix `[m, n]` times vector `[m]`: `[n]`.
         matvec_t MatVecT;
-        /// Matrix [m, k] times matrix [k, n]: [m, n].
+        /// Matrix `[m, k]` times matrix `[k, n]`: `[m, n]`.
         matmul MatMul;
         /// Inner product of two values of one shape, a scalar.
         dot Dot;
-        /// Rows of this table [n, ..] chosen by integers [i]: [i, ..].
+        /// Rows of this table `[n, ..]` chosen by integers `[i]`: `[i, ..]`.
         gather Gather;
     }
     on_axis! {
@@ -278,7 +278,7 @@ impl Expr {
     pub fn permute(&self, order: &[usize]) -> Expr {
         self.graph.node(Op::Transpose { order: order.to_vec() }, &[self])
     }
-    /// Transposed matrix: [m, n] to [n, m].
+    /// Transposed matrix: `[m, n]` to `[n, m]`.
     #[track_caller]
     pub fn transpose(&self) -> Expr {
         self.graph.node(Op::Transpose { order: vec![1, 0] }, &[self])
@@ -288,7 +288,7 @@ impl Expr {
     pub fn slice(&self, axis: usize, start: usize, length: usize) -> Expr {
         self.graph.node(Op::Slice { axis, start, length }, &[self])
     }
-    /// Element `index` of the first axis: [n, ..] to [..].
+    /// Element `index` of the first axis: `[n, ..]` to `[..]`.
     #[track_caller]
     pub fn at(&self, index: usize) -> Expr {
         let shape = self.shape();
@@ -320,19 +320,19 @@ impl Expr {
     pub fn roll(&self, axis: usize, shift: i64) -> Expr {
         self.graph.node(Op::Roll { axis, shift }, &[self])
     }
-    /// Integers [..] as one-hot float vectors [.., size].
+    /// Integers `[..]` as one-hot float vectors `[.., size]`.
     #[track_caller]
     pub fn one_hot(&self, size: usize) -> Expr {
         self.graph.node(Op::OneHot { size }, &[self])
     }
-    /// Every column j of this matrix [m, n] multiplied by element j of `by` [n]: M Diag(by).
+    /// Every column j of this matrix `[m, n]` multiplied by element j of `by` `[n]`: M Diag(by).
     #[track_caller]
     pub fn scale_columns(&self, by: impl Into<Expr>) -> Expr {
         let rows = self.matrix_shape().0;
         let by = self.graph.node(Op::Expand { axis: 0, size: rows }, &[&by.into()]);
         self.graph.node(Op::Mul, &[self, &by])
     }
-    /// Every row i of this matrix [m, n] multiplied by element i of `by` [m]: Diag(by) M.
+    /// Every row i of this matrix `[m, n]` multiplied by element i of `by` `[m]`: Diag(by) M.
     #[track_caller]
     pub fn scale_rows(&self, by: impl Into<Expr>) -> Expr {
         let columns = self.matrix_shape().1;
@@ -358,7 +358,7 @@ impl Expr {
         let operands: Vec<&Expr> = std::iter::once(self).chain(wrt.iter().copied()).collect();
         self.graph.node(Op::Gradient, &operands).elements()
     }
-    /// Solution x [n] of A x = b for this symmetric positive definite matrix A [n, n] and b [n], by conjugate gradients
+    /// Solution x `[n]` of A x = b for this symmetric positive definite matrix A `[n, n]` and b `[n]`, by conjugate gradients
     /// that end after `iterations` or when the residual is below `tolerance` times |b|.
     #[track_caller]
     pub fn solve_spd(&self, b: impl Into<Expr>, iterations: usize, tolerance: f64) -> Expr {
@@ -401,7 +401,7 @@ impl Expr {
     }
 }
 
-/// Column times row: [m] and [n] to [m, n].
+/// Column times row: `[m]` and `[n]` to `[m, n]`.
 #[track_caller]
 pub fn outer(column: impl Into<Expr>, row: impl Into<Expr>) -> Expr {
     let (column, row) = (column.into(), row.into());
@@ -417,7 +417,7 @@ pub fn concat(axis: usize, parts: &[&Expr]) -> Expr {
     }
 }
 
-/// n values of one shape [..] along a new first axis: [n, ..].
+/// n values of one shape `[..]` along a new first axis: `[n, ..]`.
 #[track_caller]
 pub fn stack(parts: &[&Expr]) -> Expr {
     let at = Location::caller();

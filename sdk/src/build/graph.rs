@@ -287,12 +287,12 @@ macro_rules! constants {
             pub fn table(&self, shape: &[usize], values: Vec<f64>) -> Expr {
                 self.graph.node(Op::Table { shape: shape.to_vec(), values }, &[])
             }
-            /// Identity matrix [n, n].
+            /// Identity matrix `[n, n]`.
             #[track_caller]
             pub fn eye(&self, n: usize) -> Expr {
                 self.graph.node(Op::Eye { n }, &[])
             }
-            /// The integers 0 to n - 1, [n].
+            /// The integers 0 to n - 1, `[n]`.
             #[track_caller]
             pub fn arange(&self, n: usize) -> Expr {
                 self.graph.node(Op::Arange { n }, &[])

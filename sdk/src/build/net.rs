@@ -143,7 +143,7 @@ impl Net {
         }
     }
 
-    /// A task's input along its axis: integers [] for symbols, floats [dim] for vectors.
+    /// A task's input along its axis: integers [] for symbols, floats `[dim]` for vectors.
     #[track_caller]
     pub fn input(&self, name: &str) -> Expr {
         self.outside("input", name);
@@ -194,21 +194,21 @@ impl Net {
         self.graph.node(Op::LayerIndex, &[])
     }
 
-    /// Trained vectors of `dim` for symbols below `vocab`: parameter `NAME.weight` [vocab, dim].
+    /// Trained vectors of `dim` for symbols below `vocab`: parameter `NAME.weight` `[vocab, dim]`.
     #[track_caller]
     pub fn embedding(&self, name: &str, symbols: &Expr, vocab: usize, dim: usize, init: Init) -> Expr {
         let table = self.parameter(&format!("{name}.weight"), &[vocab, dim], init);
         self.graph.node(Op::Gather, &[&table, symbols])
     }
 
-    /// W x: parameter `NAME.weight` [out, in].
+    /// W x: parameter `NAME.weight` `[out, in]`.
     #[track_caller]
     pub fn linear(&self, name: &str, x: &Expr, out: usize, init: Init) -> Expr {
         let weight = self.parameter(&format!("{name}.weight"), &[out, features(x)], init);
         self.graph.node(Op::MatVec, &[&weight, x])
     }
 
-    /// W x + b: parameters `NAME.weight` [out, in] and `NAME.bias` [out].
+    /// W x + b: parameters `NAME.weight` `[out, in]` and `NAME.bias` `[out]`.
     #[track_caller]
     pub fn affine(&self, name: &str, x: &Expr, out: usize, weight: Init, bias: Init) -> Expr {
         let y = self.linear(name, x, out, weight);
@@ -251,14 +251,14 @@ impl Net {
         vector
     }
 
-    /// Depthwise causal convolution of `width` steps: parameter `NAME.weight` [features, width].
+    /// Depthwise causal convolution of `width` steps: parameter `NAME.weight` `[features, width]`.
     #[track_caller]
     pub fn causal_conv(&self, name: &str, x: &Expr, width: usize, init: Init) -> Expr {
         let kernel = self.parameter(&format!("{name}.weight"), &[features(x), width], init);
         self.graph.node(Op::CausalConv, &[x, &kernel])
     }
 
-    /// Softmax attention of queries [heads, d] on keys [groups, d] and values [groups, e]; `window` 0 is unbounded.
+    /// Softmax attention of queries `[heads, d]` on keys `[groups, d]` and values `[groups, e]`; `window` 0 is unbounded.
     #[track_caller]
     pub fn attention(&self, q: &Expr, k: &Expr, v: &Expr, scale: f64, causal: bool, window: usize) -> Expr {
         self.graph.node(Op::Attention { scale, causal, window }, &[q, k, v])
@@ -286,7 +286,7 @@ impl Net {
         }
     }
 
-    /// Feature map and update rule of a slot along the inputs' axis: the output [heads, ...], then the extra outputs.
+    /// Feature map and update rule of a slot along the inputs' axis: the output `[heads, ...]`, then the extra outputs.
     ///
     /// `name` names the rule's parameters; `scale` is `none`, `query` (key_dim^-1/2 on the query) or `output`.
     #[track_caller]

@@ -69,13 +69,13 @@ impl Step {
     pub fn index(&self) -> Expr {
         self.graph.node(Op::StepIndex, &[])
     }
-    /// The recipe's feature map, for a key: [key_raw] to [key].
+    /// The recipe's feature map, for a key: `[key_raw]` to `[key]`.
     #[track_caller]
     pub fn phi(&self, x: impl Into<Expr>) -> Expr {
         let x = x.into();
         x.graph.node(Op::Phi { role: "key".into(), size: self.key }, &[&x])
     }
-    /// The recipe's feature map, for a query: [key_raw] to [key].
+    /// The recipe's feature map, for a query: `[key_raw]` to `[key]`.
     #[track_caller]
     pub fn phi_query(&self, x: impl Into<Expr>) -> Expr {
         let x = x.into();

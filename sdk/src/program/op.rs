@@ -177,13 +177,13 @@ operators! {
         0x0214 Select "select",
 
         // Linear algebra.
-        /// Matrix [m, n] times vector [n].
+        /// Matrix `[m, n]` times vector `[n]`.
         0x0301 MatVec "matvec",
-        /// Transposed matrix [m, n] times vector [m].
+        /// Transposed matrix `[m, n]` times vector `[m]`.
         0x0302 MatVecT "matvec_t",
-        /// Matrix [m, k] times matrix [k, n].
+        /// Matrix `[m, k]` times matrix `[k, n]`.
         0x0303 MatMul "matmul",
-        /// Column [m] times row [n]: [m, n].
+        /// Column `[m]` times row `[n]`: `[m, n]`.
         0x0304 Outer "outer",
         /// Inner product of two values of one shape, a scalar.
         0x0305 Dot "dot",
@@ -195,7 +195,7 @@ operators! {
         // Along a sequence axis.
         /// Place in the sequence since the last reset, an integer scalar for every step of the operand's axis.
         0x0501 Position "position",
-        /// Depthwise causal convolution: operands x [c], kernel [c, width]; y_t = sum_j kernel[:, j] x_{t - width + 1 + j}.
+        /// Depthwise causal convolution: operands x `[c]`, kernel `[c, width]`; y_t = sum_j `kernel[:, j]` x_{t - width + 1 + j}.
         0x0502 CausalConv "causal_conv",
         /// Sum over the steps up to and including this one.
         0x0503 TimeCumsum "time_cumsum",
@@ -221,7 +221,7 @@ operators! {
         0x0015 Table "table" { shape: Vec<usize>, values: Vec<f64> },
         /// Every element `value`.
         0x0016 Full "full" { shape: Vec<usize>, value: f64 },
-        /// Identity matrix [n, n].
+        /// Identity matrix `[n, n]`.
         0x0017 Eye "eye" { n: usize },
         /// The integers 0 to n - 1.
         0x0018 Arange "arange" { n: usize },
@@ -276,14 +276,14 @@ operators! {
         0x0416 SumNormalise "sum_normalise" { eps: f64 },
         /// Solution of the symmetric positive definite system A x = b by conjugate gradients; its gradient is implicit.
         0x0417 SolveSpd "solve_spd" { iterations: usize, tolerance: f64 },
-        /// Rotation of feature pairs by angles position * base^(-2i/d); operands x [.., d] and the integer position.
+        /// Rotation of feature pairs by angles position * base^(-2i/d); operands x `[.., d]` and the integer position.
         0x0418 Rotary "rotary" { base: f64, interleaved: bool },
         /// The recipe's feature map for `role` ("query" or "key"); the result has `size` features.
         0x0421 Phi "phi" { role: String, size: usize },
 
         /// Delayed by `steps` along the axis, zeros before the first step.
         0x0510 Shift "shift" { steps: usize },
-        /// Softmax attention: queries [h, d], keys [g, d], values [g, e] with g a divisor of h; `window` 0 is unbounded.
+        /// Softmax attention: queries `[h, d]`, keys `[g, d]`, values `[g, e]` with g a divisor of h; `window` 0 is unbounded.
         0x0511 Attention "attention" { scale: f64, causal: bool, window: usize },
         /// Zero with probability p while training, else x / (1 - p).
         0x0512 Dropout "dropout" { p: f64 },

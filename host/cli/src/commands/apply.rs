@@ -29,8 +29,8 @@ use crate::plugins::{Asker, Chosen, Refusal};
 #[command(after_help = "\
 Examples:
   fwp-host apply --rule delta --input in.safetensors --output out.safetensors
-  fwp-host apply --rule delta --feature-map dpfp --set feature_map.nu=3 --dtype float64 --grad \\
-      --signals effective --input in.safetensors --output out.safetensors")]
+  fwp-host apply --rule delta --feature-map dpfp --set feature_map.nu=3 --grad \\
+      --dtype float64 --signals effective --input in.safetensors --output out.safetensors")]
 pub struct Apply {
     /// The update rule: a name, or the path of a library (PATH#NAME where it has several).
     #[arg(long, value_name = "NAME|PATH")]

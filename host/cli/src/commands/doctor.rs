@@ -250,7 +250,7 @@ fn tensorboard() -> Finding {
         None => Finding::note(
             "tensorboard",
             "not on PATH: events are written all the same",
-            "pip install tensorboard, and then: tensorboard --logdir runs",
+            "pip install tensorboard; tensorboard --logdir runs",
         ),
     }
 }

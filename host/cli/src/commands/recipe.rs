@@ -183,16 +183,21 @@ impl Check {
 }
 
 fn text(report: &Report) -> String {
-    let mut text = format!("{} is in order\n\n", literal(report.title.as_deref().unwrap_or(&report.recipe)));
-    text += &format!("task        {}\n", literal(&report.task));
-    for part in &report.parts {
-        text += &format!("{:11} {}  {}\n", part.kind, part.name, literal(&part.library));
+    let mut text = format!("recipe {} is in order\n\n", literal(&report.recipe));
+    if let Some(title) = &report.title {
+        text += &format!("title        {}\n", literal(title));
     }
-    text += &format!("parameters  {}", output::grouped(report.parameters));
+    text += &format!("task         {}\n", literal(&report.task));
+    for part in &report.parts {
+        // Version and hash are for programs.
+        let library = part.library.split(" (").next().unwrap_or_default();
+        text += &format!("{:11}  {}  {}\n", part.kind, part.name, literal(library));
+    }
+    text += &format!("parameters   {}", output::grouped(report.parameters));
     if report.trained_parameters != report.parameters {
         text += &format!(", {} of them trained", output::grouped(report.trained_parameters));
     }
-    text += &format!("\nmemory      about {}\n", report.memory.text());
+    text += &format!("\nmemory       about {}\n", report.memory.text());
     for notice in &report.notices {
         text += &format!("note: {}\n", literal(notice));
     }

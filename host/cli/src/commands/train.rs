@@ -22,9 +22,9 @@ use crate::run::{self, Old, OpenTask};
 #[command(after_help = "\
 Examples:
   fwp-host train --recipe zoo/deltanet
-  fwp-host train --recipe zoo/deltanet-text --data shakespeare.txt --set train.optimiser.lr=3e-4
+  fwp-host train --recipe zoo/deltanet-text --data text.txt --steps 500
   fwp-host train --recipe zoo/deltanet --seeds 1..3
-  fwp-host train --recipe zoo/deltanet --set update_rule.plugin=my_rule/target/release/libmy_rule.so
+  fwp-host train --recipe zoo/deltanet --set update_rule.plugin=./libmy_rule.so
   fwp-host train --resume runs/deltanet/20260302-101500-seed1 --steps 4000")]
 pub struct Train {
     /// The recipe: a file, or a folder with a recipe.toml; a name means the one of the zoo.

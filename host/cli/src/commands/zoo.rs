@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use fwp_recipe::{Overrides, ReadOptions};
 use serde::Serialize;
 
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, literal};
 use crate::{output, zoo};
 
 /// The zoo: recipes of published variants.
@@ -69,8 +69,8 @@ impl List {
             output::say(&format!("{} holds no recipes", folder.display()));
             return Ok(0);
         }
-        let rows: Vec<Vec<String>> = entries.iter().map(row).collect();
-        output::print(&output::table(&["NAME", "TITLE", "EXPECTED", "SOURCE"], &rows))?;
+        let texts: Vec<String> = entries.iter().map(text).collect();
+        output::print(&texts.join("\n"))?;
         Ok(0)
     }
 }
@@ -83,15 +83,22 @@ fn entry(path: PathBuf) -> Entry {
     }
 }
 
-fn row(entry: &Entry) -> Vec<String> {
+/// The name, and what is known of the recipe below it: titles and sources are too long for a table.
+fn text(entry: &Entry) -> String {
     let expected = entry.expect.as_ref().map_or_else(String::new, |e| {
         let most = e.at_most.map(|v| format!(" <= {v}"));
         let least = e.at_least.map(|v| format!(" >= {v}"));
-        format!("{}{}{}", e.metric, most.unwrap_or_default(), least.unwrap_or_default())
+        format!("expected: {}{}{}", e.metric, most.unwrap_or_default(), least.unwrap_or_default())
     });
     let title = match &entry.error {
         Some(error) => format!("refused: {error}"),
         None => entry.title.clone().unwrap_or_default(),
     };
-    vec![entry.name.clone(), title, expected, entry.cite.clone().unwrap_or_default()]
+    let mut text = literal(&entry.name) + "\n";
+    for line in [title, entry.cite.clone().unwrap_or_default(), expected] {
+        if !line.is_empty() {
+            text += &format!("  {}\n", literal(&line));
+        }
+    }
+    text
 }

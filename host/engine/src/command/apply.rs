@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwp_program::{ModelPrograms, ParameterSpec, SlotPrograms, Source};
-use fwp_sdk::program::{Argument, Function, Kind as PartKind, Node, Op, Output, Program, Scope, SlotInterface, Span, TensorType, entry};
+use fwp_sdk::program::{
+    Argument, Function, Kind as PartKind, Node, Op, Output, Program, Scope, SlotInterface, Span, TensorType, entry,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -63,7 +65,13 @@ pub fn run(job: &Job) -> Result<()> {
 /// Applies a rule to named tensors `[batch, time, heads, ...]`.
 ///
 /// Gives `o`, `extra.NAME`, the final `state.NAME` and, where asked, `grad.*` of every tensor that was read.
-pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, precision: Precision, grad: bool) -> Result<BTreeMap<String, Tensor>> {
+pub fn apply(
+    rule: &Program,
+    map: &Program,
+    file: &BTreeMap<String, Tensor>,
+    precision: Precision,
+    grad: bool,
+) -> Result<BTreeMap<String, Tensor>> {
     // Detached: a tensor that needs no conversion would otherwise be the caller's own.
     let float = |t: &Tensor| -> Result<Tensor> {
         Ok(t.f_to_kind(precision.kind)?.f_to_device(precision.device)?.f_detach()?.f_set_requires_grad(grad)?)
@@ -80,12 +88,20 @@ pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, pre
     for input in &rule.inputs {
         let t = file.get(&input.name).with_context(|| missing(&input.name, rule))?;
         let size = t.size();
-        ensure!(size.len() == 3 + input.full_shape().len(), "`{}` is {size:?}; expected [batch, time, heads{}]", input.name, shown(&input.full_shape()));
+        ensure!(
+            size.len() == 3 + input.full_shape().len(),
+            "`{}` is {size:?}; expected [batch, time, heads{}]",
+            input.name,
+            shown(&input.full_shape())
+        );
         (batch, steps) = (size[0], size[1]);
         heads = heads.max(size[2]);
     }
     known(rule, file)?;
-    ensure!(batch > 0 && steps > 0 && heads > 0, "there is nothing to apply the rule to: batch {batch}, time {steps}, heads {heads}");
+    ensure!(
+        batch > 0 && steps > 0 && heads > 0,
+        "there is nothing to apply the rule to: batch {batch}, time {steps}, heads {heads}"
+    );
 
     let programs = alone(rule, map, heads as usize);
     let slot = Arc::new(Slot::new(&programs.slots[0])?);
@@ -111,7 +127,8 @@ pub fn apply(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, pre
         };
         table.0.insert(spec.path.clone(), per_sample(&t, &spec, batch)?);
     }
-    let weights = FastWeights { slot: slot.clone(), index: 0, parameters: table, prefix: String::new(), precision, memory_limit: u64::MAX };
+    let weights =
+        FastWeights { slot: slot.clone(), index: 0, parameters: table, prefix: String::new(), precision, memory_limit: u64::MAX };
 
     let mut memory = weights.initial(batch * heads)?;
     for (i, state) in rule.states.iter().enumerate() {
@@ -267,7 +284,11 @@ fn map_dim(map: &Program) -> Result<i64> {
 fn alone(rule: &Program, map: &Program, heads: usize) -> ModelPrograms {
     let forward = Function {
         name: entry::FORWARD.into(),
-        nodes: vec![Node { op: Op::MemoryInit { slot: "main".into(), name: String::new() }, operands: vec![], span: Span::default() }],
+        nodes: vec![Node {
+            op: Op::MemoryInit { slot: "main".into(), name: String::new() },
+            operands: vec![],
+            span: Span::default(),
+        }],
         outputs: vec![Output { name: "memory".into(), node: 0 }],
         ..Function::default()
     };
@@ -282,7 +303,13 @@ fn alone(rule: &Program, map: &Program, heads: usize) -> ModelPrograms {
         output: vec![],
         extras: vec![],
     };
-    let net = Program { kind: PartKind::SlowNet, functions: vec![forward], entries: vec![(entry::FORWARD.into(), 0)], slots: vec![interface], ..identity(1) };
+    let net = Program {
+        kind: PartKind::SlowNet,
+        functions: vec![forward],
+        entries: vec![(entry::FORWARD.into(), 0)],
+        slots: vec![interface],
+        ..identity(1)
+    };
     ModelPrograms { net, slots: vec![SlotPrograms { name: "main".into(), layers: None, map: map.clone(), rule: rule.clone() }] }
 }
 

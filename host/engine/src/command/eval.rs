@@ -1,6 +1,6 @@
 //! Evaluates a checkpoint of a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use fwp_recipe::{Carry, RunDir};
@@ -49,7 +49,10 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
         return Ok(());
     }
     println!("checkpoint {} (step {})", loaded.path.display(), found.step);
-    println!("eval/loss  {:.6} (accuracy {:.4}) over {} tokens in {:.1} s", found.loss, found.accuracy, found.tokens, found.seconds);
+    println!(
+        "eval/loss  {:.6} (accuracy {:.4}) over {} tokens in {:.1} s",
+        found.loss, found.accuracy, found.tokens, found.seconds
+    );
     if let Some(expect) = &plan.expect {
         println!("{}", compare(expect, found.loss));
     }
@@ -60,23 +63,45 @@ fn find(run: &RunDir, which: &str) -> Result<checkpoint::Loaded, Failure> {
     let folder = run.checkpoints();
     let nothing = || Failure::input(anyhow!("{} has no checkpoint yet: train it first", run.path().display()));
     let list = checkpoint::list(&folder).map_err(Failure::input)?;
-    let (_, newest) = list.last().ok_or_else(nothing)?;
+    if list.is_empty() {
+        return Err(nothing());
+    }
     let path = match which {
-        "latest" => return checkpoint::newest(&folder).map_err(Failure::input)?.0.ok_or_else(nothing),
+        "latest" => return newest(&folder),
         "best" => {
-            let state = checkpoint::read(newest).map_err(Failure::input)?.state;
-            let step = state.best.map(|b| b.step);
+            // Only the newest one knows which was the best of the whole run.
+            let step = newest(&folder)?.state.best.map(|b| b.step);
             let found = list.iter().find(|(s, _)| Some(*s) == step);
-            &found.ok_or_else(|| Failure::input(anyhow!("the best checkpoint (step {step:?}) was not kept: set checkpoint.keep_best = true")))?.1
+            &found
+                .ok_or_else(|| {
+                    Failure::input(anyhow!("the best checkpoint (step {step:?}) was not kept: set checkpoint.keep_best = true"))
+                })?
+                .1
         }
         other => match other.parse::<u64>() {
             Ok(step) => {
                 let steps: Vec<String> = list.iter().map(|(s, _)| s.to_string()).collect();
                 let found = list.iter().find(|(s, _)| *s == step);
-                &found.ok_or_else(|| Failure::input(anyhow!("there is no checkpoint of step {step}; there are {}", steps.join(", "))))?.1
+                &found
+                    .ok_or_else(|| {
+                        Failure::input(anyhow!("there is no checkpoint of step {step}; there are {}", steps.join(", ")))
+                    })?
+                    .1
             }
             Err(_) => &PathBuf::from(other),
         },
     };
     checkpoint::read(path).map_err(Failure::input)
+}
+
+/// The newest sound checkpoint; damaged ones that are newer are named on stderr.
+fn newest(folder: &Path) -> Result<checkpoint::Loaded, Failure> {
+    let (found, warnings) = checkpoint::newest(folder).map_err(Failure::input)?;
+    let Some(found) = found else {
+        return Err(Failure::input(anyhow!("no checkpoint in {} is sound ({})", folder.display(), warnings.join("; "))));
+    };
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(found)
 }

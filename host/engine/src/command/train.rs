@@ -1,6 +1,7 @@
 //! Trains the plan of a run folder.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -8,6 +9,8 @@ use fwp_program::{Estimate, ModelPrograms, SlotPrograms};
 use fwp_recipe::{Dtype, Expect, PartFile, Plan, RunDir};
 use fwp_sdk::program::Program;
 use fwp_task::Task;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tch::{Device, Kind};
 
 use super::failure::{Failure, Kind as FailureKind};
@@ -47,7 +50,12 @@ pub struct Opened {
 }
 
 /// Opens a run: reads the plan, checks the data, composes the model.
-pub fn open(run: &RunDir, device_name: Option<&str>, exec: Option<&str>, data: Option<&std::path::Path>) -> Result<Opened, Failure> {
+pub fn open(
+    run: &RunDir,
+    device_name: Option<&str>,
+    exec: Option<&str>,
+    data: Option<&std::path::Path>,
+) -> Result<Opened, Failure> {
     let plan = run.read_plan().map_err(Failure::input)?;
     let executor = exec.unwrap_or(&plan.train.exec);
     if !matches!(executor, "auto" | "reference") {
@@ -85,7 +93,12 @@ fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
         Program::from_bytes(&bytes).with_context(|| format!("reading {}", part.file))
     };
     let slots = plan.slots.iter().map(|s| {
-        Ok(SlotPrograms { name: s.name.clone(), layers: s.layers.clone(), map: read(&s.feature_map)?, rule: read(&s.update_rule)? })
+        Ok(SlotPrograms {
+            name: s.name.clone(),
+            layers: s.layers.clone(),
+            map: read(&s.feature_map)?,
+            rule: read(&s.update_rule)?,
+        })
     });
     let programs = ModelPrograms { net: read(&plan.slow_net)?, slots: slots.collect::<Result<_>>()? };
     programs.check()?;
@@ -96,10 +109,7 @@ fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
 fn axes(task: &dyn Task) -> BTreeMap<String, usize> {
     let batch = task.train_batch(0, 0, 0, 1);
     let ports = task.io().inputs.iter();
-    ports
-        .zip(&batch.inputs)
-        .filter_map(|(port, (_, _, shape))| Some((port.axis.clone()?, *shape.get(1)?)))
-        .collect()
+    ports.zip(&batch.inputs).filter_map(|(port, (_, _, shape))| Some((port.axis.clone()?, *shape.get(1)?))).collect()
 }
 
 /// The device of a name.
@@ -114,7 +124,10 @@ pub fn device(name: &str) -> Result<Device> {
                 Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()).with_context(|| unknown(name))?,
                 None => bail!(unknown(name)),
             };
-            ensure!((index as i64) < count, "there is no CUDA device {index} ({count} found): use --device cpu, and see `fwp-host doctor`");
+            ensure!(
+                (index as i64) < count,
+                "there is no CUDA device {index} ({count} found): use --device cpu, and see `fwp-host doctor`"
+            );
             Ok(Device::Cuda(index))
         }
     }
@@ -132,8 +145,25 @@ fn available_memory() -> u64 {
     kib.map_or(8 << 30, |k| k * 1024)
 }
 
+/// Keeps every other engine from training the same run, until it is dropped or this process ends.
+///
+/// Two of them would mix their metrics and remove each other's checkpoints.
+fn lock(run: &RunDir) -> Result<File, Failure> {
+    let folder =
+        File::open(run.path()).map_err(|e| Failure::environment(anyhow!("cannot open {}: {e}", run.path().display())))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Failure::environment(anyhow!(
+            "another process trains the run {} right now: wait for it, end it, or name another folder with --run-dir",
+            run.path().display()
+        ))),
+        // Some network file systems have no locks; that is no reason not to train.
+        _ => Ok(folder),
+    }
+}
+
 /// Trains a run.
 pub fn run(run: &RunDir, options: &Options) -> Result<Outcome, Failure> {
+    let _lock = lock(run)?;
     let opened = open(run, options.device.as_deref(), options.exec.as_deref(), None)?;
     let (start, warnings) = find_start(&options.resume, run).map_err(Failure::input)?;
     let settings = Settings::from(&opened.plan);
@@ -214,10 +244,7 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 fn executor_reason(opened: &Opened) -> String {
-    format!(
-        "reference, the only one of this version; scans above {} are recomputed in segments",
-        mebibytes(opened.memory_limit)
-    )
+    format!("reference, the only one of this version; scans above {} are recomputed in segments", mebibytes(opened.memory_limit))
 }
 
 /// Records which executor runs and why, in the run's folder.
@@ -262,7 +289,8 @@ fn conclude(plan: &Plan, run: &RunDir, outcome: &Outcome) {
         End::TargetReached => "target reached".to_string(),
         End::PatienceExhausted => "no improvement for too long".to_string(),
         End::Interrupted => "interrupted; the state is saved".to_string(),
-        End::NotFinite(text) => text.clone(),
+        // The error that follows says which and what to do.
+        End::NotFinite(_) => "a loss or gradient is not finite".to_string(),
     };
     let mut lines = vec![format!("ended      at step {}: {how}", outcome.step)];
     if let Some(Evaluation { loss, accuracy, .. }) = &outcome.evaluation {

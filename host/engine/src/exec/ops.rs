@@ -72,8 +72,7 @@ pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
         }
         Concat { axis } => {
             let lead = joined(x.iter().copied());
-            let parts: Result<Vec<Tensor>> =
-                x.iter().map(|v| expand_lead(&v.aligned(lead, v.rank())?, x, lead)).collect();
+            let parts: Result<Vec<Tensor>> = x.iter().map(|v| expand_lead(&v.aligned(lead, v.rank())?, x, lead)).collect();
             Value::new(Tensor::f_cat(&parts?, (lead.count() + axis) as i64)?, lead)
         }
         Expand { axis, size } => {

@@ -84,8 +84,7 @@ impl StepPlan {
         let next: Vec<usize> = function.outputs.iter().filter(|o| is_state(o)).map(|o| o.node as usize).collect();
         let in_step = |i: usize| when[i] == When::Step;
         let reads = function.nodes.iter().enumerate().filter(|(i, _)| in_step(*i)).flat_map(|(_, n)| &n.operands);
-        let mut crossing: Vec<usize> =
-            reads.map(|o| *o as usize).chain(next.iter().copied()).filter(|o| !in_step(*o)).collect();
+        let mut crossing: Vec<usize> = reads.map(|o| *o as usize).chain(next.iter().copied()).filter(|o| !in_step(*o)).collect();
         crossing.sort_unstable();
         crossing.dedup();
         let work = rank_one_updates(&function, &types, &when, &kept);
@@ -93,8 +92,7 @@ impl StepPlan {
         let step_elements = sizes.map(|(_, t)| if let Type::Tensor(t) = t { t.elements() } else { 0 }).sum();
         // A feature map that is called in the step may ask for the index too.
         let asks = |f: &Function| f.nodes.iter().any(|n| n.op == Op::StepIndex);
-        let uses_index =
-            asks(&function) || program.functions.iter().any(asks) || states.iter().any(|s| s.state.held > 1);
+        let uses_index = asks(&function) || program.functions.iter().any(asks) || states.iter().any(|s| s.state.held > 1);
         Ok(StepPlan { function, states, when, work, kept, crossing, next, uses_index, step_elements })
     }
 }

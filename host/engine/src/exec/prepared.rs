@@ -125,7 +125,10 @@ impl Slot {
     /// Write and read apart, or an error that says why this rule has no such form.
     pub fn apart(&self) -> Result<&ReadWrite> {
         self.apart.as_ref().map_err(|why| {
-            anyhow::anyhow!("the slow net writes and reads at different places, which update rule `{}` does not allow: {why}", self.rule.program.name)
+            anyhow::anyhow!(
+                "the slow net writes and reads at different places, which update rule `{}` does not allow: {why}",
+                self.rule.program.name
+            )
         })
     }
 }

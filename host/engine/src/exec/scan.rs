@@ -74,7 +74,8 @@ impl FastWeights {
 
     /// Applies the feature map to inputs that are mapped, and the scale to queries.
     pub fn mapped(&self, name: &str, x: Value, query_scale: Option<f64>, index: &Value) -> Result<Value> {
-        let declared = self.rule().inputs.iter().find(|i| i.name == name).with_context(|| format!("internal: no input `{name}`"))?;
+        let declared =
+            self.rule().inputs.iter().find(|i| i.name == name).with_context(|| format!("internal: no input `{name}`"))?;
         let is_query = declared.role == fwp_sdk::program::Role::Query;
         let mut y = x;
         if declared.mapped() {
@@ -99,19 +100,20 @@ impl FastWeights {
         if x.rank() == 1 {
             return one(x);
         }
-        let parts: Result<Vec<Tensor>> = x
-            .tensor
-            .f_unbind(x.dim(0))?
-            .into_iter()
-            .map(|t| Ok(one(Value::new(t, x.lead))?.tensor))
-            .collect();
+        let parts: Result<Vec<Tensor>> =
+            x.tensor.f_unbind(x.dim(0))?.into_iter().map(|t| Ok(one(Value::new(t, x.lead))?.tensor)).collect();
         Ok(Value::new(Tensor::f_stack(&parts?, x.dim(0))?, x.lead))
     }
 
     /// The rule's signals as it uses them, `[steps, n, ...]`, from inputs in the order of the interface or of the write.
     pub fn signals(&self, inputs: &[(String, Value)]) -> Result<Vec<(String, Value)>> {
         let Some(effective) = &self.slot.effective else { return Ok(Vec::new()) };
-        let nothing = || Ok::<_, anyhow::Error>(Value::new(Tensor::f_zeros([0i64; 0], (self.precision.kind, self.precision.device))?, Lead::NONE));
+        let nothing = || {
+            Ok::<_, anyhow::Error>(Value::new(
+                Tensor::f_zeros([0i64; 0], (self.precision.kind, self.precision.device))?,
+                Lead::NONE,
+            ))
+        };
         let mut arguments = Vec::new();
         for (i, a) in (0u32..).zip(&effective.arguments) {
             let needed = || effective.nodes.iter().any(|node| node.op == Op::Argument { index: i });
@@ -122,7 +124,11 @@ impl FastWeights {
                 None => arguments.push(Datum::Value(nothing()?)),
             }
         }
-        let around = InStep { weights: self, states: &[], index: Value::new(Tensor::f_zeros([0i64; 0], (Kind::Int64, self.precision.device))?, Lead::NONE) };
+        let around = InStep {
+            weights: self,
+            states: &[],
+            index: Value::new(Tensor::f_zeros([0i64; 0], (Kind::Int64, self.precision.device))?, Lead::NONE),
+        };
         let results = evaluate::nodes(&around, &self.slot.rule, effective, &self.prefix, 0, &arguments)?;
         effective.outputs.iter().zip(&results).map(|(o, d)| Ok((o.name.clone(), d.value()?.clone()))).collect()
     }
@@ -145,7 +151,8 @@ impl FastWeights {
         let read = &self.slot.apart()?.apart.read;
         let arguments: Vec<Datum> = in_order(read, inputs)?.into_iter().map(Datum::Value).collect();
         let steps = arguments.iter().any(|a| a.value().is_ok_and(|v| v.lead.steps));
-        let around = InStep { weights: self, states: &memory.states, index: Value::new(memory.index.shallow_clone(), Lead::BATCH) };
+        let around =
+            InStep { weights: self, states: &memory.states, index: Value::new(memory.index.shallow_clone(), Lead::BATCH) };
         let results = evaluate::nodes(&around, &self.slot.rule, read, &self.prefix, 0, &arguments)?;
         let lead = if steps { Lead::STEPS } else { Lead::BATCH };
         let n = memory.index.size()[0];

@@ -15,7 +15,13 @@ use super::value::{Datum, Lead, Memory, Value};
 use crate::shim;
 
 /// Walks through all steps: outputs `[steps, n, ...]` in the plan's order, and the memory afterwards.
-pub fn walk(weights: &FastWeights, plan: &Arc<StepPlan>, inputs: &[Value], memory: Memory, masks: &Masks) -> Result<(Vec<Value>, Memory)> {
+pub fn walk(
+    weights: &FastWeights,
+    plan: &Arc<StepPlan>,
+    inputs: &[Value],
+    memory: Memory,
+    masks: &Masks,
+) -> Result<(Vec<Value>, Memory)> {
     let masked = masks.write.iter().chain(&masks.reset).map(|m| m.size()[0]);
     let steps = inputs.iter().filter(|v| v.lead.steps).map(|v| v.tensor.size()[0]).chain(masked).next().unwrap_or(1);
     let n = memory.index.size()[0];
@@ -199,7 +205,14 @@ struct Part {
 }
 
 impl Part {
-    fn cut(crossing: &[(usize, Value)], index: &Value, masks: &Masks, states: Vec<Tensor>, start: i64, length: i64) -> Result<Part> {
+    fn cut(
+        crossing: &[(usize, Value)],
+        index: &Value,
+        masks: &Masks,
+        states: Vec<Tensor>,
+        start: i64,
+        length: i64,
+    ) -> Result<Part> {
         let narrow = |v: &Value| -> Result<Value> {
             Ok(if v.lead.steps { Value::new(v.tensor.f_narrow(0, start, length)?, v.lead) } else { v.clone() })
         };

@@ -19,6 +19,9 @@ use crate::train::{Output, Parameter, Pass, TrainModel};
 /// The key is the place of the node.
 pub type Carry = BTreeMap<String, Vec<Tensor>>;
 
+/// Named tensors from inside of a model.
+type Probes = Vec<(String, Tensor)>;
+
 /// A slow net with its feature maps and update rules, ready to compute.
 pub struct Model {
     composed: Composed,
@@ -58,7 +61,13 @@ impl Model {
         self.parameters.iter().filter(|p| p.trainable).map(|p| p.tensor.numel()).sum()
     }
 
-    fn run(&self, inputs: &BTreeMap<String, Tensor>, pass: &Pass, carry: Option<Carry>, probing: bool) -> Result<(Output<Carry>, Vec<(String, Tensor)>)> {
+    fn run(
+        &self,
+        inputs: &BTreeMap<String, Tensor>,
+        pass: &Pass,
+        carry: Option<Carry>,
+        probing: bool,
+    ) -> Result<(Output<Carry>, Probes)> {
         let net = &self.composed.net;
         let index = net.entry(entry::FORWARD)?;
         let f = &net.program.functions[index];

@@ -8,7 +8,7 @@ use fwp_program::{Source, child};
 use fwp_sdk::program::{Op, Parameter, Role, RuleInput, Scope, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
-use super::{Carry, Model, init, source};
+use super::{Carry, Model, Probes, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
 use crate::exec::scan::{FastWeights, Masks, Read, step_indices};
 use crate::exec::time::{self, Along, Attention};
@@ -29,13 +29,22 @@ pub(super) struct InNet<'a> {
     drawn: RefCell<HashMap<String, Tensor>>,
     /// How often each place was reached that remembers something.
     visits: RefCell<HashMap<String, usize>>,
-    probes: Option<RefCell<Vec<(String, Tensor)>>>,
+    probes: Option<RefCell<Probes>>,
 }
 
 impl<'a> InNet<'a> {
-    pub fn new(model: &'a Model, pass: &'a Pass, batch: i64, entering: Option<Carry>, steps: Option<&Tensor>, probing: bool) -> Result<InNet<'a>> {
+    pub fn new(
+        model: &'a Model,
+        pass: &'a Pass,
+        batch: i64,
+        entering: Option<Carry>,
+        steps: Option<&Tensor>,
+        probing: bool,
+    ) -> Result<InNet<'a>> {
         let rows = match (&entering, &pass.resets) {
-            (Some(_), Some(rows)) if rows.iter().any(|r| *r) => Some(Tensor::from_slice(rows).f_to_device(model.precision.device)?),
+            (Some(_), Some(rows)) if rows.iter().any(|r| *r) => {
+                Some(Tensor::from_slice(rows).f_to_device(model.precision.device)?)
+            }
             _ => None,
         };
         // Rows that all start afresh need nothing carried; that is also what a missing list means.
@@ -55,7 +64,7 @@ impl<'a> InNet<'a> {
         })
     }
 
-    pub fn finish(self) -> (Carry, Vec<(String, Tensor)>) {
+    pub fn finish(self) -> (Carry, Probes) {
         let detached = self.leaving.into_inner().into_iter().map(|(k, v)| (k, v.iter().map(Tensor::detach).collect()));
         (detached.collect(), self.probes.map(RefCell::into_inner).unwrap_or_default())
     }
@@ -85,7 +94,12 @@ impl<'a> InNet<'a> {
     }
 
     /// Carries out an operator that may remember something for the next call.
-    fn remembering(&self, at: &Place<'_>, length: i64, work: impl FnOnce(&Along<'_>) -> Result<(Value, Vec<Tensor>)>) -> Result<Datum> {
+    fn remembering(
+        &self,
+        at: &Place<'_>,
+        length: i64,
+        work: impl FnOnce(&Along<'_>) -> Result<(Value, Vec<Tensor>)>,
+    ) -> Result<Datum> {
         let key = self.key(at);
         let reset = self.resets(at.axis(), length)?;
         let carried = self.entering.as_ref().and_then(|c| c.get(&key)).map(Vec::as_slice);
@@ -171,7 +185,8 @@ impl<'a> InNet<'a> {
         Ok(Value::new(t.f_reshape(flat)?, Lead::BATCH))
     }
 
-    fn from_scan(&self, x: &Value, heads: usize) -> Result<Value> {
+    /// From the scan's layout to the net's.
+    fn to_net(&self, x: &Value, heads: usize) -> Result<Value> {
         let rest = x.shape();
         let heads = heads as i64;
         if x.lead.steps {
@@ -191,7 +206,9 @@ impl<'a> InNet<'a> {
             Some(length) => self.resets(call.axis, length)?,
             None => None,
         };
-        let per_head = |mask: &Tensor| -> Result<Tensor> { Ok(mask.f_transpose(0, 1)?.f_repeat_interleave_self_int(heads as i64, 1, None)?) };
+        let per_head = |mask: &Tensor| -> Result<Tensor> {
+            Ok(mask.f_transpose(0, 1)?.f_repeat_interleave_self_int(heads as i64, 1, None)?)
+        };
         let mut masks = Masks { reset: reset.map(|r| per_head(&r)).transpose()?, write: None };
         let steps = call.length.unwrap_or(1);
         let (index, _) = step_indices(&memory.index, &masks, steps, true)?;
@@ -217,7 +234,7 @@ impl<'a> InNet<'a> {
             .iter()
             .enumerate()
             .map(|(i, v)| {
-                let mut v = self.from_scan(v, call.interface.heads)?;
+                let mut v = self.to_net(v, call.interface.heads)?;
                 if i == 0 && call.scale == "output" {
                     v.tensor = v.tensor.f_mul_scalar(scale)?;
                 }
@@ -264,7 +281,10 @@ impl<'a> InNet<'a> {
                 let given: Vec<(String, Value)> = match call.length {
                     Some(_) => given,
                     // One write is a walk of one step.
-                    None => given.into_iter().map(|(n, v)| Ok((n, Value::new(v.tensor.f_unsqueeze(0)?, Lead::STEPS)))).collect::<Result<_>>()?,
+                    None => given
+                        .into_iter()
+                        .map(|(n, v)| Ok((n, Value::new(v.tensor.f_unsqueeze(0)?, Lead::STEPS))))
+                        .collect::<Result<_>>()?,
                 };
                 let memory = weights.write(&given, memory, &masks)?;
                 self.probe(&weights, interface, &given, &memory)?;
@@ -313,7 +333,8 @@ impl<'a> InNet<'a> {
             Some(left) => unflatten(left, &initial)?,
             None => initial.clone(),
         };
-        let sequences: Vec<Vec<Tensor>> = operands[states..].iter().map(|d| Ok(d.value()?.tensor.f_unbind(1)?)).collect::<Result<_>>()?;
+        let sequences: Vec<Vec<Tensor>> =
+            operands[states..].iter().map(|d| Ok(d.value()?.tensor.f_unbind(1)?)).collect::<Result<_>>()?;
         let length = sequences.first().map_or(0, Vec::len);
         let reset = self.resets(at.axis(), length as i64)?.map(|r| r.f_unbind(1)).transpose()?;
         let mut outputs: Vec<Vec<Tensor>> = Vec::new();
@@ -367,8 +388,15 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn new(interface: &'a SlotInterface, names: &[String], operands: &[&'a Datum], scale: &'a str, axis: Option<&'a str>) -> Result<Call<'a>> {
-        let inputs: Vec<(String, &Value)> = names.iter().zip(operands).map(|(n, d)| Ok((n.clone(), d.value()?))).collect::<Result<_>>()?;
+    fn new(
+        interface: &'a SlotInterface,
+        names: &[String],
+        operands: &[&'a Datum],
+        scale: &'a str,
+        axis: Option<&'a str>,
+    ) -> Result<Call<'a>> {
+        let inputs: Vec<(String, &Value)> =
+            names.iter().zip(operands).map(|(n, d)| Ok((n.clone(), d.value()?))).collect::<Result<_>>()?;
         let length = inputs.iter().find(|(_, v)| v.lead.axis).map(|(_, v)| v.tensor.size()[1]);
         Ok(Call { interface, inputs, scale, length, axis })
     }
@@ -454,7 +482,9 @@ impl Surroundings for InNet<'_> {
         let length = |i: usize| -> Result<i64> { Ok(operands[i].value()?.tensor.size()[1]) };
         match op {
             Op::Shift { steps } => self.remembering(at, length(0)?, |a| time::shift(operands[0].value()?, *steps, a)),
-            Op::CausalConv => self.remembering(at, length(0)?, |a| time::causal_conv(operands[0].value()?, operands[1].value()?, a)),
+            Op::CausalConv => {
+                self.remembering(at, length(0)?, |a| time::causal_conv(operands[0].value()?, operands[1].value()?, a))
+            }
             Op::Position => self.remembering(at, length(0)?, |a| time::position(&operands[0].value()?.tensor, a)),
             Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),
             Op::Attention { scale, causal, window } => {

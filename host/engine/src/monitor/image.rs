@@ -9,7 +9,7 @@
 ///
 /// A number of values that is not a multiple of `rows`, an empty matrix, or one too large for PNG.
 pub(super) fn png_of_matrix(rows: usize, values: &[f32]) -> Result<(u32, u32, Vec<u8>), String> {
-    if rows == 0 || values.is_empty() || values.len() % rows != 0 {
+    if rows == 0 || values.is_empty() || !values.len().is_multiple_of(rows) {
         return Err(format!("an image of {} values in {rows} rows", values.len()));
     }
     let width = u32::try_from(values.len() / rows).map_err(|e| e.to_string())?;

@@ -218,9 +218,9 @@ pub fn train<M: TrainModel>(
         let text = first_line(&crate::shim::panic_text(&*payload));
         Err(anyhow::anyhow!("panic in step {}: {text}", trainer.state.step + 1))
     });
-    let (step, newest) = (trainer.state.step, trainer.newest_checkpoint());
     match &end {
         Err(error) => {
+            let (step, newest) = (trainer.state.step, trainer.last_checkpoint());
             let text = error.chain().map(|e| first_line(&e.to_string())).collect::<Vec<_>>().join(": ");
             post_mortem(
                 run,
@@ -355,11 +355,10 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     fn run(&mut self) -> anyhow::Result<End> {
         let last = self.settings.train.steps;
         // A run may have been stopped between a step and its evaluation, or at its very end.
-        if self.state.step > 0 {
-            if let Some(end) = self.after_step()? {
+        if self.state.step > 0
+            && let Some(end) = self.after_step()? {
                 return Ok(end);
             }
-        }
         while self.state.step < last {
             let step = self.state.step;
             let end = self.step().with_context(|| format!("step {}", step + 1))?;
@@ -491,7 +490,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             self.monitor.note(format!("warning: step {} left out: loss {loss}, gradient norm {norm}", pending.step));
         }
         let step = pending.step;
-        let log = step % self.settings.monitor.log_every.max(1) == 0 || step == self.settings.train.steps || step == 1;
+        let log = step.is_multiple_of(self.settings.monitor.log_every.max(1)) || step == self.settings.train.steps || step == 1;
         if log || !good {
             let (tokens, seconds) = self.window;
             if seconds >= SPEED_WINDOW || (self.speed.is_none() && seconds > 0.) {
@@ -517,7 +516,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let train = &self.settings.train;
         // The gradients of this very step are only there when the device was asked at once.
         let names = if self.asks_later() { Vec::new() } else { self.optimiser.not_finite() };
-        let newest = self.newest_checkpoint();
+        let newest = self.last_checkpoint();
         let mut message = format!("the loss of step {step} is {loss}, the gradient norm {norm}");
         if let Some(name) = names.first() {
             message.push_str(&format!("; the first gradient that is not finite is that of {name:?}"));
@@ -560,11 +559,10 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let due = step >= last || (every > 0 && step % every == 0);
         let seen = self.state.evaluation.is_some_and(|e| e.step == step);
         let mut new_best = false;
-        if due || self.interrupt.is_asked() {
-            if let Some(end) = self.drain()? {
+        if (due || self.interrupt.is_asked())
+            && let Some(end) = self.drain()? {
                 return Ok(Some(end));
             }
-        }
         if due && !seen && !self.interrupt.is_asked() {
             new_best = self.evaluate().with_context(|| format!("evaluation after step {step}"))?;
         }
@@ -686,6 +684,11 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
 
     fn newest_checkpoint(&self) -> Option<PathBuf> {
         self.saver.as_ref().and_then(Saver::newest).or_else(|| self.began_with.clone())
+    }
+
+    /// The checkpoint that a failed run goes back to: those on their way are waited for.
+    fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.saver.as_ref().and_then(Saver::settled).or_else(|| self.began_with.clone())
     }
 
     /// Waits for the background tasks and sums up.

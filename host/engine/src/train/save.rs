@@ -1,9 +1,10 @@
 //! The task that writes checkpoints while training goes on.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -13,6 +14,8 @@ use super::checkpoint::{Snapshot, purge, write};
 
 /// How long a finished checkpoint waits for the metrics before it.
 const METRICS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a report of a failure waits for the checkpoints before it.
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 
 /// One thing to write.
 struct Order {
@@ -33,6 +36,8 @@ pub(super) struct Written {
     pub(super) error: Option<String>,
     /// Warnings that nobody has seen yet.
     pub(super) warnings: Vec<String>,
+    /// Orders that are done, well or not.
+    done: u64,
 }
 
 /// The handle of the task. One checkpoint may wait while another is written; a third one blocks.
@@ -40,6 +45,8 @@ pub(super) struct Saver {
     sender: Option<mpsc::Sender<Order>>,
     task: Option<JoinHandle<()>>,
     written: Arc<Mutex<Written>>,
+    /// Orders that were given.
+    ordered: AtomicU64,
     runtime: Handle,
 }
 
@@ -56,6 +63,7 @@ impl Saver {
                 });
                 let purged = done.is_ok().then(|| purge(&folder, keep, order.best));
                 let mut written = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                written.done += 1;
                 match done {
                     Ok(path) => {
                         written.newest = Some(path);
@@ -72,14 +80,16 @@ impl Saver {
                 }
             }
         });
-        Self { sender: Some(sender), task: Some(task), written, runtime: runtime.clone() }
+        Self { sender: Some(sender), task: Some(task), written, ordered: AtomicU64::new(0), runtime: runtime.clone() }
     }
 
     /// Hands over a snapshot.
     pub(super) fn save(&self, snapshot: Snapshot, metrics: Receiver<()>, best: Option<u64>) {
         let order = Order { snapshot, metrics, best };
         let sent = self.sender.as_ref().is_some_and(|sender| sender.blocking_send(order).is_ok());
-        if !sent {
+        if sent {
+            self.ordered.fetch_add(1, Ordering::Relaxed);
+        } else {
             let text = "the checkpoint was not written: its task has ended".to_owned();
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             written.warnings.push(text.clone());
@@ -90,6 +100,18 @@ impl Saver {
     /// The warnings since the last call.
     pub(super) fn warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner).warnings)
+    }
+
+    /// The newest complete checkpoint once all that was ordered is written, at most some seconds later.
+    pub(super) fn settled(&self) -> Option<PathBuf> {
+        let until = Instant::now() + SETTLED_WITHIN;
+        while self.task.as_ref().is_some_and(|t| !t.is_finished()) && Instant::now() < until {
+            if self.written.lock().unwrap_or_else(PoisonError::into_inner).done >= self.ordered.load(Ordering::Relaxed) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.newest()
     }
 
     /// The newest complete checkpoint.

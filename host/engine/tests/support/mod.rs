@@ -78,6 +78,9 @@ pub fn close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
 /// What one sequence and head of a rule sees at a step, by name.
 pub type StepInputs<'a> = &'a dyn Fn(&str, usize) -> Vec<f64>;
 
+/// One head of one sequence: steps, inputs and initial states to outputs and final states.
+pub type Oracle<'a> = &'a dyn Fn(usize, StepInputs, &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<Vec<f64>>);
+
 /// Compares a rule with a plain float64 loop: outputs, final states, and gradients along random directions by finite differences of the loop.
 ///
 /// `oracle` runs one head of one sequence: (steps, inputs by name and step, initial states) to (outputs, final states).
@@ -86,7 +89,7 @@ pub fn against_oracle(
     shapes: &[(&str, Vec<usize>)],
     states: &[(&str, Vec<usize>)],
     sizes: (i64, i64, i64),
-    oracle: &dyn Fn(usize, StepInputs, &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<Vec<f64>>),
+    oracle: Oracle,
     with_states: bool,
 ) {
     let (batch, steps, heads) = sizes;
@@ -192,8 +195,12 @@ pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize,
         Type::Tensor(t) => t.shape.clone(),
         other => panic!("{other}"),
     };
-    let results: Vec<(String, Vec<usize>)> =
-        rule.functions[index].outputs.iter().zip(&types.functions[index].results).map(|(o, t)| (o.name.clone(), sizes(t))).collect();
+    let results: Vec<(String, Vec<usize>)> = rule.functions[index]
+        .outputs
+        .iter()
+        .zip(&types.functions[index].results)
+        .map(|(o, t)| (o.name.clone(), sizes(t)))
+        .collect();
     let interface = SlotInterface {
         name: "main".into(),
         rule: rule.name.clone(),
