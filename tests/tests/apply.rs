@@ -92,7 +92,8 @@ impl Map {
             Map::DpfpSum(nu) => {
                 let u: Vec<f64> = x.iter().map(|v| v.max(0.0)).chain(x.iter().map(|v| (-v).max(0.0))).collect();
                 let n = u.len();
-                let y: Vec<f64> = (1..=nu).flat_map(|j| (0..n).map(move |i| (i, (i + n - j) % n))).map(|(i, k)| u[i] * u[k]).collect();
+                let y: Vec<f64> =
+                    (1..=nu).flat_map(|j| (0..n).map(move |i| (i, (i + n - j) % n))).map(|(i, k)| u[i] * u[k]).collect();
                 let sum = y.iter().sum::<f64>() + 1e-6;
                 y.iter().map(|v| v / sum).collect()
             }

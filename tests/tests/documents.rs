@@ -214,7 +214,6 @@ fn every_file_that_is_linked_to_is_there() {
 #[test]
 fn nothing_is_left_to_be_filled_in() {
     let holes = ["MEASURE_ME", "TODO", "FIXME", "TBD"];
-    let open: Vec<String> =
-        all().iter().filter(|d| holes.iter().any(|h| text(d).contains(h))).map(|d| relative(d)).collect();
+    let open: Vec<String> = all().iter().filter(|d| holes.iter().any(|h| text(d).contains(h))).map(|d| relative(d)).collect();
     assert!(open.is_empty(), "these still have holes ({}): {open:?}", holes.join(", "));
 }

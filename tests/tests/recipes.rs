@@ -175,6 +175,8 @@ fn mistakes_on_the_command_line_are_refused_alike() {
     // A recipe reads data from its own folder only.
     let outside = repository().join("README.md");
     case.write("sly.toml", &fwp_tests::LANGUAGE.replace("name = \"text\"", &format!("name = \"text\"\npath = {outside:?}")));
-    assert!(case.fails("train --recipe sly.toml --run-dir out", 3).contains("sly.toml:22"));
+    let line = 2 + fwp_tests::LANGUAGE.lines().position(|l| l == "name = \"text\"").unwrap();
+    let said = case.fails("train --recipe sly.toml --run-dir out", 3);
+    assert!(said.contains(&format!("sly.toml:{line}:")) && said.contains("--data"), "{said}");
     assert!(case.fails("train --recipe nothing.toml --run-dir out", 3).contains("nothing.toml"));
 }

@@ -95,7 +95,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Apply { job } => {
             train::prepare();
-            let text = std::fs::read_to_string(&job).with_context(|| format!("reading {}", job.display())).map_err(Failure::input)?;
+            let text =
+                std::fs::read_to_string(&job).with_context(|| format!("reading {}", job.display())).map_err(Failure::input)?;
             let job: apply::Job = serde_json::from_str(&text).context("reading the job").map_err(Failure::input)?;
             train::device(&job.device).map_err(Failure::environment)?;
             apply::run(&job).map_err(Failure::input)?;

@@ -335,11 +335,12 @@ fn layers(context: &Context, rule: &PartChoice, table: &Table) -> Result<Option<
             }
         };
         if let Some(last) = layers.last()
-            && *last >= layer {
-                return Err(context
-                    .error(&item.source, key, format!("layer {layer} stands after layer {last}"))
-                    .help("list each layer once, in ascending order".to_string()));
-            }
+            && *last >= layer
+        {
+            return Err(context
+                .error(&item.source, key, format!("layer {layer} stands after layer {last}"))
+                .help("list each layer once, in ascending order".to_string()));
+        }
         layers.push(layer);
     }
     if layers.is_empty() {

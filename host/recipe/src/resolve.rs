@@ -546,9 +546,10 @@ fn read_task(context: &Context, recipe: &mut Table) -> Result<(TaskSpec, Table),
     let keys = info.map_or(&[][..], |t| t.keys);
 
     if keys.iter().any(|k| k.name == "path")
-        && let Some(node) = table.get("path").cloned() {
-            table.insert("path", data_path(context, &node)?);
-        }
+        && let Some(node) = table.get("path").cloned()
+    {
+        table.insert("path", data_path(context, &node)?);
+    }
     let mut values = BTreeMap::new();
     for (key, node) in table.iter().filter(|(key, _)| *key != "name") {
         let kind = keys.iter().find(|k| k.name == key).map(|k| k.kind);
@@ -608,9 +609,10 @@ fn data_path(context: &Context, node: &Node) -> Result<Node, RecipeError> {
         let joined = context.folder.join(path);
         // A link may lead out of the folder, too.
         if let (Ok(real), Ok(folder)) = (joined.canonicalize(), context.folder.canonicalize())
-            && !real.starts_with(folder) {
-                return Err(refuse(format!("{:?} links out of the recipe's folder", shorten(&text))));
-            }
+            && !real.starts_with(folder)
+        {
+            return Err(refuse(format!("{:?} links out of the recipe's folder", shorten(&text))));
+        }
         joined
     };
     match absolute.to_str() {

@@ -30,7 +30,7 @@ pub struct TrainSettings {
     pub dtype: Dtype,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// `auto`, `reference`, `chunkwise` or `scan`.
+    /// `auto` or `reference`.
     pub exec: String,
     /// Bytes above which long sequences are recomputed in segments; `None` leaves it to the device.
     pub memory_limit: Option<u64>,

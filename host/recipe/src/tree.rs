@@ -200,12 +200,13 @@ impl Table {
     /// Puts a node under a key; tables are merged, everything else is replaced.
     pub fn merge(&mut self, key: &str, node: Node) {
         if let (Item::Table(new), Some(old)) = (&node.item, self.0.iter_mut().find(|(k, _)| k == key).map(|(_, n)| n))
-            && let Item::Table(old) = &mut old.item {
-                for (key, node) in &new.0 {
-                    old.merge(key, node.clone());
-                }
-                return;
+            && let Item::Table(old) = &mut old.item
+        {
+            for (key, node) in &new.0 {
+                old.merge(key, node.clone());
             }
+            return;
+        }
         self.insert(key, node);
     }
 

@@ -7,9 +7,8 @@ use crate::shim;
 /// One JSON document: version of libtorch, devices, threads.
 pub fn run() -> serde_json::Value {
     let cuda = shim::load_cuda();
-    let devices: Vec<String> = std::iter::once("cpu".to_string())
-        .chain((0..tch::Cuda::device_count()).map(|i| format!("cuda:{i}")))
-        .collect();
+    let devices: Vec<String> =
+        std::iter::once("cpu".to_string()).chain((0..tch::Cuda::device_count()).map(|i| format!("cuda:{i}"))).collect();
     json!({
         "libtorch": shim::libtorch_version(),
         "cuda": tch::Cuda::is_available(),

@@ -356,9 +356,10 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let last = self.settings.train.steps;
         // A run may have been stopped between a step and its evaluation, or at its very end.
         if self.state.step > 0
-            && let Some(end) = self.after_step()? {
-                return Ok(end);
-            }
+            && let Some(end) = self.after_step()?
+        {
+            return Ok(end);
+        }
         while self.state.step < last {
             let step = self.state.step;
             let end = self.step().with_context(|| format!("step {}", step + 1))?;
@@ -560,9 +561,10 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let seen = self.state.evaluation.is_some_and(|e| e.step == step);
         let mut new_best = false;
         if (due || self.interrupt.is_asked())
-            && let Some(end) = self.drain()? {
-                return Ok(Some(end));
-            }
+            && let Some(end) = self.drain()?
+        {
+            return Ok(Some(end));
+        }
         if due && !seen && !self.interrupt.is_asked() {
             new_best = self.evaluate().with_context(|| format!("evaluation after step {step}"))?;
         }

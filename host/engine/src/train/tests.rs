@@ -48,7 +48,7 @@ impl ToyTask {
             tokens: data.len(),
             inputs: vec![("x".into(), data, vec![size, 3])],
             weights: None,
-            resets: Some((0..size).map(|row| row == 0 && place % 4 == 0).collect()),
+            resets: Some((0..size).map(|row| row == 0 && place.is_multiple_of(4)).collect()),
         }
     }
 }
@@ -147,10 +147,10 @@ impl TrainModel for ToyModel {
                 std::fs::remove_dir_all(folder)?;
                 std::fs::write(folder, "")?;
             }
-            if let Some((step, interrupt)) = &self.interrupt {
-                if *step == pass.step {
-                    interrupt.ask();
-                }
+            if let Some((step, interrupt)) = &self.interrupt
+                && *step == pass.step
+            {
+                interrupt.ask();
             }
         }
         let p = &self.parameters;
@@ -486,7 +486,7 @@ fn a_run_stops_when_it_is_good_enough_and_stays_stopped() {
     plan.stop.eval_loss_at_most = Some(0.5);
     let outcome = go(&ToyModel::new(), ToyTask::new(), &plan, &run, &Resume::Auto).unwrap();
     assert_eq!(outcome.end, End::TargetReached);
-    assert!(outcome.step < 100 && outcome.step % 5 == 0 && outcome.evaluation.unwrap().loss <= 0.5);
+    assert!(outcome.step < 100 && outcome.step.is_multiple_of(5) && outcome.evaluation.unwrap().loss <= 0.5);
     let again = go(&ToyModel::new(), ToyTask::new(), &plan, &run, &Resume::Auto).unwrap();
     assert_eq!((again.end, again.step, again.evaluation), (End::TargetReached, outcome.step, outcome.evaluation));
 }
