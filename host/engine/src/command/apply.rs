@@ -6,16 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwp_program::{ModelPrograms, ParameterSpec, SlotPrograms, Source};
-use fwp_sdk::program::{
-    Argument, Function, Kind as PartKind, Node, Op, Output, Program, Scope, SlotInterface, Span, TensorType, entry,
-};
+use fwp_sdk::program::{Argument, Function, Kind as PartKind, Node, Op, Output, Program, SlotInterface, Span, TensorType, entry};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, step_indices};
+use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -125,7 +123,7 @@ pub fn apply(
             }
             None => initial(&slot, &spec, precision)?,
         };
-        table.0.insert(spec.path.clone(), per_sample(&t, &spec, batch)?);
+        table.0.insert(spec.path.clone(), per_sample(&t, spec.scope, batch)?);
     }
     let weights =
         FastWeights { slot: slot.clone(), index: 0, parameters: table, prefix: String::new(), precision, memory_limit: u64::MAX };
@@ -239,15 +237,6 @@ fn final_states(rule: &Program, memory: &Memory, batch: i64, heads: i64) -> Resu
 fn initial(slot: &Slot, spec: &ParameterSpec, precision: Precision) -> Result<Tensor> {
     let prepared = if matches!(spec.source, Source::Map(_)) { &slot.map } else { &slot.rule };
     init::draw(prepared, spec, precision, 0, 0)
-}
-
-fn per_sample(t: &Tensor, spec: &ParameterSpec, batch: i64) -> Result<Value> {
-    if spec.scope != Scope::Head {
-        return Ok(Value::new(t.shallow_clone(), Lead::NONE));
-    }
-    let every: Vec<i64> = std::iter::once(batch).chain(t.size()).collect();
-    let flat: Vec<i64> = std::iter::once(-1).chain(t.size()[1..].iter().copied()).collect();
-    Ok(Value::new(t.f_unsqueeze(0)?.f_expand(every, false)?.f_reshape(flat)?, Lead::BATCH))
 }
 
 fn kind(dtype: &str) -> Result<Kind> {

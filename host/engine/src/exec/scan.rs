@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use fwp_sdk::program::{Function, Op, Parameter, StateInit, entry};
+use fwp_sdk::program::{Function, Op, Parameter, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
 use super::evaluate::{self, Place, Surroundings, Table};
@@ -41,6 +41,16 @@ pub struct Masks {
     pub reset: Option<Tensor>,
     /// `[steps, n]`: where false the step leaves the state as it is.
     pub write: Option<Tensor>,
+}
+
+/// A parameter as a scan takes it: one a head is repeated for every sample, `[samples * heads, ...]`; any other is the same for all.
+pub fn per_sample(t: &Tensor, scope: Scope, batch: i64) -> Result<Value> {
+    if scope != Scope::Head {
+        return Ok(Value::new(t.shallow_clone(), Lead::NONE));
+    }
+    let every: Vec<i64> = std::iter::once(batch).chain(t.size()).collect();
+    let flat: Vec<i64> = std::iter::once(-1).chain(t.size()[1..].iter().copied()).collect();
+    Ok(Value::new(t.f_unsqueeze(0)?.f_expand(every, false)?.f_reshape(flat)?, Lead::BATCH))
 }
 
 impl FastWeights {

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
-use fwp_sdk::program::{Op, Parameter, Role, RuleInput, Scope, SlotInterface, Training};
+use fwp_sdk::program::{Op, Parameter, Role, RuleInput, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
 use super::{Carry, Model, Probes, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
-use crate::exec::scan::{FastWeights, Masks, Read, step_indices};
+use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
 use crate::exec::time::{self, Along, Attention};
 use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
 use crate::train::Pass;
@@ -134,7 +134,7 @@ impl<'a> InNet<'a> {
 
     /// The fast weights at a place of the net.
     fn weights(&self, at: &Place<'_>, slot: &str, name: &str) -> Result<FastWeights> {
-        let (index, interface) = self.interface(slot)?;
+        let (index, _) = self.interface(slot)?;
         let prefix = child(at.prefix, name);
         let shared = format!("shared.{slot}.");
         let mut table = Table::default();
@@ -144,14 +144,7 @@ impl<'a> InNet<'a> {
                 continue;
             }
             let t = self.value_of(&spec.path)?;
-            let value = if spec.scope == Scope::Head {
-                let rest: Vec<i64> = t.size()[1..].to_vec();
-                let every: Vec<i64> = [self.batch, interface.heads as i64].into_iter().chain(rest.iter().copied()).collect();
-                let flat: Vec<i64> = std::iter::once(-1).chain(rest).collect();
-                Value::new(t.f_unsqueeze(0)?.f_expand(every, false)?.f_reshape(flat)?, Lead::BATCH)
-            } else {
-                Value::new(t, Lead::NONE)
-            };
+            let value = per_sample(&t, spec.scope, self.batch)?;
             table.0.insert(spec.path.clone(), value);
         }
         Ok(FastWeights {
