@@ -270,6 +270,8 @@ build_release() {
     if ! mkdir -p "$folder" || ! : >"$stamp.new"; then
         die "cannot write to $folder: mend its permissions or set CARGO_TARGET_DIR"
     fi
+    # Cargo marks a target folder for backup programs only where it makes it.
+    [[ -e $folder/../CACHEDIR.TAG ]] || echo "Signature: 8a477f597d28d172789f06886806bc55" >"$folder/../CACHEDIR.TAG"
     artifacts=$(cd "$root" && cargo build --release --workspace --locked "${quiet[@]}" \
         --message-format=json-render-diagnostics) ||
         die "the build failed; cargo's reason stands above (out of memory: set CARGO_BUILD_JOBS=1; dependencies changed: run 'cargo metadata >/dev/null' once)"

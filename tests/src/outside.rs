@@ -84,7 +84,7 @@ impl Crate {
 /// The target folder of the running test: `TARGET[/TRIPLE]/PROFILE/deps/TEST`.
 fn target() -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
-    let marked = test.ancestors().find(|a| a.join("CACHEDIR.TAG").is_file());
+    let marked = test.ancestors().find(|a| a.join(".rustc_info.json").is_file());
     marked.expect("a target folder").to_path_buf()
 }
 

@@ -47,6 +47,20 @@ pub fn wait_until(child: &mut Child, what: &str, mut holds: impl FnMut() -> bool
     }
 }
 
+/// Waits until a process that is no child of ours has ended.
+///
+/// # Panics
+/// When it does not within a minute.
+pub fn wait_until_gone(pid: u32) {
+    let start = Instant::now();
+    // A zombie has ended too, where nobody collects it.
+    let state = || Some(std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit_once(") ")?.1.starts_with('Z'));
+    while state() == Some(false) {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute until process {pid} ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Waits for the engine that a host started.
 ///
 /// # Panics

@@ -74,6 +74,9 @@ fn every_part_is_listed_and_shown() {
     for part in [
         ("update-rule", "additive"),
         ("update-rule", "delta"),
+        ("update-rule", "gated-delta"),
+        ("update-rule", "gla"),
+        ("update-rule", "delta-rnn"),
         ("feature-map", "identity"),
         ("feature-map", "elu+1"),
         ("feature-map", "dpfp"),
@@ -96,6 +99,28 @@ fn every_part_is_listed_and_shown() {
     for words in ["Signature", "beta", "Configuration", "Schlag", "Eq. 20-25", "sigmoid(beta)", "output = w' q"] {
         assert!(text.contains(words), "{words}: {text}");
     }
+}
+
+#[test]
+fn a_rule_is_shown_with_what_was_proved_of_it() {
+    let case = Case::new();
+    let text = case.ok("plugins show delta");
+    for words in ["w: identity plus rank 1, from the right", "w' = w + (u + w p) ⊗ k", "chunkwise  yes: w in chunks"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    for name in ["delta", "additive --set attention_normalisation=true", "dpfp", "transformer"] {
+        let text = case.ok(&format!("plugins show {name}"));
+        // The equations of a program stay whole; everything else fits into a terminal.
+        for line in text.lines().take_while(|l| !l.starts_with("Program")) {
+            let path = line.starts_with("library");
+            assert!(path || line.chars().count() <= 80, "{name}: {line}");
+        }
+    }
+    let found = &json(&case, "plugins show delta --json")["analysis"];
+    assert_eq!(found["strata"][0]["class"], "identity plus rank 1, from the right");
+    assert_eq!(found["strata"][0]["formula"][0], "w' = w + (u + w p) ⊗ k");
+    assert_eq!(found["executors"]["chunkwise"]["applies"], true);
+    assert!(json(&case, "plugins show dpfp --json")["analysis"].is_null());
 }
 
 #[test]
@@ -140,7 +165,7 @@ fn exit_codes_are_documented_where_people_look() {
     let case = Case::new();
     let help = case.ok("--help");
     let readme = documents::text(&repository().join("README.md"));
-    for code in 0..=7 {
+    for code in 0..=8 {
         assert!(help.lines().any(|l| l.starts_with(&format!("  {code}  "))), "{code}: {help}");
         assert!(readme.lines().any(|l| l.starts_with(&format!("| {code} | "))), "{code}");
     }

@@ -180,3 +180,31 @@ fn mistakes_on_the_command_line_are_refused_alike() {
     assert!(said.contains(&format!("sly.toml:{line}:")) && said.contains("--data"), "{said}");
     assert!(case.fails("train --recipe nothing.toml --run-dir out", 3).contains("nothing.toml"));
 }
+
+#[test]
+fn a_layer_that_the_net_lacks_is_refused_with_place() {
+    let case = Case::new();
+    let rule = "[update_rule]\nplugin = \"delta\"\n";
+    let rules = "[update_rule.a]\nplugin = \"delta\"\n[update_rule.b]\nplugin = \"additive\"\n";
+    let fails = |recipe: &str, at: &str, says: &[&str]| {
+        case.write("layers.toml", recipe);
+        let data = if recipe.contains("name = \"text\"") { " --data text.txt" } else { "" };
+        let said = case.fails(&format!("recipe check layers.toml{data}"), 3);
+        let line = 1 + recipe[..recipe.find(at).expect("a place in the recipe")].matches('\n').count();
+        assert!(said.contains(&format!("layers.toml:{line}:")), "line {line}: {said}");
+        says.iter().for_each(|words| assert!(said.contains(words), "{words}: {said}"));
+    };
+    let language = fwp_tests::LANGUAGE.replace("layers = 1", "layers = 2").replace(rule, &format!("{rules}layers = LISTED\n"));
+    // The first that is missing, with the number that there is.
+    let says = ["update_rule.b.layers", "no layer 2", "`transformer` has 2 layers", "below 2"];
+    fails(&language.replace("LISTED", "[1, 2, 9]"), "layers = [1, 2, 9]", &says);
+    // A rule for all other layers, of which none is left.
+    fails(&language.replace("LISTED", "[0, 1]"), "[update_rule.a]", &["update_rule.a: no layer is left"]);
+    // A net without blocks has one layer.
+    let memory = MEMORY.replace(rule, &rules.replace("\n[update_rule.b]", "\nlayers = [0]\n[update_rule.b]"));
+    let memory = memory.replace("\"additive\"\n", "\"additive\"\nlayers = [3]\n");
+    fails(&memory, "layers = [3]", &["no layer 3", "`retrieval` has 1 layer"]);
+    // All of them are there.
+    case.write("layers.toml", &language.replace("LISTED", "[1]"));
+    case.ok("recipe check layers.toml --data text.txt");
+}

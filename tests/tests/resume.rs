@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use fwp_tests::process::{engine_of, lines, send, wait_until};
+use fwp_tests::process::{engine_of, lines, send, wait_until, wait_until_gone};
 use fwp_tests::run::Run;
 use fwp_tests::{Case, said};
 
@@ -96,6 +96,26 @@ fn killed(training: &Training) {
     // The same command again goes on.
     let output = training.command(&case, "out").output().unwrap();
     assert!(output.status.success() && said(&output).contains("resumed    at step"), "{}", said(&output));
+    Run::at(&case.path("out")).assert_same(&whole);
+}
+
+/// Ends the host by SIGKILL: the engine, which nobody watches any more, saves and leaves.
+#[test]
+fn an_engine_whose_host_was_killed_saves_and_leaves() {
+    let case = Case::new();
+    let whole = MEMORY.whole(&case);
+    let mut child = MEMORY.start(&case, "out");
+    let engine = engine_of(&mut child);
+    child.kill().unwrap();
+    // Waits for the end of stderr too, which the engine holds.
+    let (code, text) = finish(child);
+    assert_eq!(code, None, "{text}");
+    wait_until_gone(engine);
+    let stopped = Run::at(&case.path("out"));
+    let at = MEMORY.assert_stopped(&stopped);
+    // It was asked, not killed: the checkpoint is that of the last step that was recorded.
+    assert_eq!(stopped.metric("train/loss").last_key_value().unwrap().0, &at);
+    case.ok("train --resume out --progress none");
     Run::at(&case.path("out")).assert_same(&whole);
 }
 

@@ -53,7 +53,7 @@ fn it_says_what_runs_and_how_it_ended() {
         "trained parameters",
         "30 steps of 24 tokens, seed 1",
         "cpu",
-        "reference",
+        "executor   scan for `delta` (write)",
         "memory     about",
         "step 30/30",
         "ended      at step 30: all steps done",
@@ -213,7 +213,7 @@ fn a_second_signal_leaves_at_once() {
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
         let case = Case::new();
         // One step of this takes many seconds.
-        let long = "--set task.length=20000 --set train.batch_size=64 --set task.eval_length=4 --progress none";
+        let long = "--exec reference --set task.length=20000 --set train.batch_size=64 --set task.eval_length=4 --progress none";
         let mut child = case
             .command(&format!("train --recipe memory.toml --run-dir out {long}"))
             .stdout(Stdio::null())

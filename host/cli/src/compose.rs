@@ -308,7 +308,31 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
             "correct the plugin that is named, or choose parts that fit",
         )
     })?;
+    every_layer_is_there(recipe, &composition)?;
     Ok(composition)
+}
+
+/// Refuses a rule that lists a layer which the slow net lacks, or that is left without any.
+fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<(), Failure> {
+    let net = &composition.slow_net;
+    let used = fwp_program::layers_of_slots(&net.program);
+    let count = used.count();
+    let has = format!("the slow net `{}` has {count} layer{}", net.name, if count == 1 { ", layer 0" } else { "s, from 0" });
+    for slot in &recipe.slots {
+        let section = &slot.update_rule.section;
+        let lacks = |layer: &&usize| !used.may_use(&slot.name, **layer);
+        if let Some(layer) = slot.layers.iter().flatten().find(lacks) {
+            let help = format!("list layers below {count}, or change the slow net");
+            return Err(recipe
+                .error_at(&format!("{section}.layers"), &format!("there is no layer {layer}: {has}"), Some(help))
+                .into());
+        }
+        if !used.uses(&slot.name) {
+            let message = format!("no layer is left for the rule: {has}, and other rules take them");
+            return Err(recipe.error_at(section, &message, Some("take the rule out, or some layers from others".into())).into());
+        }
+    }
+    Ok(())
 }
 
 async fn source<'a>(

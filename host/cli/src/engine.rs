@@ -48,7 +48,8 @@ impl Engine {
         }
     }
 
-    fn command(&self) -> Command {
+    /// The engine with its libraries and environment, ready for arguments.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         if !self.libraries.is_empty() {
             let old = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
@@ -62,6 +63,8 @@ impl Engine {
         if std::env::var_os("OMP_WAIT_POLICY").is_none() {
             command.env("OMP_WAIT_POLICY", "passive");
         }
+        // By this the engine knows whom to end with. Its thread must live as long as we do: the system watches the thread.
+        command.env("FWP_HOST_PROCESS", std::process::id().to_string());
         command.stdin(Stdio::null());
         command
     }
@@ -131,7 +134,23 @@ impl Engine {
         self.command().args(arguments).kill_on_drop(true).output().await.map_err(|e| self.cannot_start(&e))
     }
 
-    fn cannot_start(&self, e: &std::io::Error) -> Failure {
+    /// Runs the engine to its end and takes what it prints on stdout, stderr going where ours goes; its exit code where that is not 0.
+    ///
+    /// # Errors
+    /// An engine that cannot be started or is ended by a signal.
+    pub async fn printed<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<std::result::Result<Vec<u8>, u8>, Failure> {
+        let mut command = self.command();
+        command.args(arguments).kill_on_drop(true).stdout(Stdio::piped());
+        let child = command.spawn().map_err(|e| self.cannot_start(&e))?;
+        let output = child.wait_with_output().await.map_err(|e| self.cannot_start(&e))?;
+        Ok(match self.code(output.status, false)? {
+            0 => Ok(output.stdout),
+            code => Err(code),
+        })
+    }
+
+    /// The failure of an engine that does not start.
+    pub fn cannot_start(&self, e: &std::io::Error) -> Failure {
         Failure::new(
             Code::Environment,
             format!("the engine {} cannot be started", self.path.display()),

@@ -20,6 +20,7 @@ mod engine;
 mod failure;
 mod output;
 mod plugins;
+mod proved;
 mod run;
 mod zoo;
 
@@ -50,6 +51,7 @@ Exit codes:
   5  the environment: libtorch, engine, device or disk
   6  training failed: a loss that is not finite, or memory ran out
   7  interrupted; the run was saved and can be resumed
+  8  check: a case failed, crashed or took too long, or none passed
 
 Plugins are looked for in these folders, and never in the working directory:
   --plugin-path, $FWP_PLUGIN_PATH, $XDG_DATA_HOME/fwp-host/plugins, and plugins/
@@ -67,6 +69,8 @@ enum Command {
     Train(commands::train::Train),
     Eval(commands::eval::Eval),
     Apply(commands::apply::Apply),
+    Bench(commands::bench::Bench),
+    Check(commands::check::Check),
     #[command(subcommand)]
     Plugins(commands::plugins::Plugins),
     #[command(subcommand)]
@@ -94,6 +98,8 @@ fn main() -> ExitCode {
     let verbose = match &cli.command {
         Command::Train(c) => c.plugins.verbose,
         Command::Apply(c) => c.plugins.verbose,
+        Command::Bench(c) => c.plugins.verbose,
+        Command::Check(c) => c.plugins.verbose,
         Command::Plugins(c) => c.verbose(),
         Command::Recipe(c) => c.verbose(),
         Command::Doctor(c) => c.plugins.verbose,
@@ -119,6 +125,8 @@ fn run(command: Command) -> Result<u8, Failure> {
             Command::Train(c) => c.run().await,
             Command::Eval(c) => c.run().await,
             Command::Apply(c) => c.run().await,
+            Command::Bench(c) => c.run().await,
+            Command::Check(c) => c.run().await,
             Command::Plugins(c) => c.run().await,
             Command::Recipe(c) => c.run().await,
             Command::Zoo(c) => c.run(),

@@ -21,11 +21,14 @@ pub fn recipe(named: &Path) -> PathBuf {
     }
     let name = named.strip_prefix("zoo").unwrap_or(named);
     let plain = name.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    let said_so = named.starts_with("zoo") && !Path::new("zoo").exists();
     match folder().map(|z| z.join(name)) {
         Some(found) if plain && found.exists() => {
             output::say(&format!("recipe: {}", found.display()));
             found
         }
+        // Not there either; but the nearest name is.
+        Some(found) if plain && said_so => found,
         _ => named.into(),
     }
 }

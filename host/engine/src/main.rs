@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use fwp_engine::{bench, check};
 use fwp_engine::command::failure::{Failure, INTERRUPTED};
-use fwp_engine::command::{apply, doctor, eval, train};
+use fwp_engine::command::{apply, doctor, eval, parent, train};
 use fwp_engine::monitor::Progress;
 use fwp_engine::train::{End, Resume};
 use fwp_recipe::RunDir;
@@ -55,6 +56,9 @@ enum Command {
         /// auto, cpu, cuda or cuda:N; the plan's when absent.
         #[arg(long)]
         device: Option<String>,
+        /// auto or the name of an executor; the plan's when absent.
+        #[arg(long)]
+        exec: Option<String>,
         /// One JSON document on stdout.
         #[arg(long)]
         json: bool,
@@ -65,6 +69,24 @@ enum Command {
         #[arg(long)]
         job: PathBuf,
     },
+    /// Time the executors of a rule, as a job file says; one JSON document on stdout.
+    Bench {
+        /// The job, JSON.
+        #[arg(long)]
+        job: PathBuf,
+        /// Only the memory of this executor: a number of bytes on stdout.
+        #[arg(long)]
+        peak: Option<String>,
+    },
+    /// The cases of a check, or one of them, as a job file says; one JSON document on stdout.
+    Check {
+        /// The job, JSON.
+        #[arg(long)]
+        job: PathBuf,
+        /// The case to run; without it all are listed.
+        #[arg(long)]
+        case: Option<String>,
+    },
     /// What is found of libtorch and devices.
     Doctor {
         /// One JSON document on stdout (the only form).
@@ -74,6 +96,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    parent::end_with_host();
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(failure) => failure.report(),
@@ -88,9 +111,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let outcome = train::run(&open(&run)?, &train::Options { resume, device, exec, progress })?;
             Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
         }
-        Command::Eval { run, checkpoint, data, device, json } => {
+        Command::Eval { run, checkpoint, data, device, exec, json } => {
             train::prepare();
-            eval::run(&open(&run)?, &eval::Options { checkpoint, data, device, json })?;
+            eval::run(&open(&run)?, &eval::Options { checkpoint, data, device, exec, json })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Apply { job } => {
@@ -102,9 +125,30 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             apply::run(&job).map_err(Failure::input)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Bench { job: file, peak } => {
+            let job = bench::Job::read(&file).map_err(Failure::input)?;
+            match peak {
+                Some(executor) => println!("{}", bench::peak(&job, &executor).map_err(Failure::input)?),
+                None => print_json(&bench::run(&job, &file).map_err(Failure::input)?)?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { job, case } => {
+            let job = check::Job::read(&job).map_err(Failure::input)?;
+            match case {
+                Some(case) => print_json(&check::run(&job, &case).map_err(Failure::input)?)?,
+                None => print_json(&check::cases(&job).map_err(Failure::input)?)?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Doctor { .. } => {
             println!("{:#}", doctor::run());
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string(value).context("writing the answer")?);
+    Ok(())
 }

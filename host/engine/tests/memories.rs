@@ -463,7 +463,7 @@ fn apply_names_what_is_wrong_with_a_file() {
             Some(t) => file.insert(name.into(), t),
             None => file.remove(name),
         };
-        format!("{:#}", apply(&rule, &map, &file, DOUBLE, grad).unwrap_err())
+        format!("{:#}", apply(&rule, &map, &file, DOUBLE, grad, &Default::default()).unwrap_err())
     };
     let zeros = |shape: &[i64]| Some(Tensor::zeros(shape, (Kind::Double, tch::Device::Cpu)));
     for (name, t, wanted) in [
@@ -486,6 +486,19 @@ fn apply_names_what_is_wrong_with_a_file() {
     // The caller's tensors stay as they are.
     let mut file = good.clone_all();
     file.insert("grad.o".into(), zeros(&[2, 4, 2, 2]).unwrap());
-    apply(&rule, &map, &file, DOUBLE, true).unwrap();
+    apply(&rule, &map, &file, DOUBLE, true, &Default::default()).unwrap();
     assert!(!file["q"].requires_grad());
+}
+
+#[test]
+fn all_of_it_holds_for_compiled_kernels() {
+    support::by_kernels(&[
+        the_state_after_before_and_at_the_start_of_the_chunk_is_read,
+        chunks_and_earlier_reads_count_from_the_reset,
+        a_chunk_starts_where_a_write_is_masked_too,
+        groups_of_heads_share_what_they_are_given,
+        the_scale_is_on_the_query_or_on_the_output,
+        a_memory_is_read_along_another_axis_or_once,
+        one_more_write_without_an_axis_where_a_mask_allows_it,
+    ]);
 }

@@ -440,3 +440,13 @@ fn single_precision_agrees_with_double() {
         close(&a.to_kind(Kind::Double), &b, 2e-4, &p.name);
     }
 }
+
+#[test]
+fn all_of_it_holds_for_compiled_kernels() {
+    support::by_kernels(&[
+        recurrent_cells_agree_with_loops,
+        packed_sequences_are_separate,
+        nothing_sees_the_future_or_another_sample,
+        carried_halves_make_a_whole,
+    ]);
+}

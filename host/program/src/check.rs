@@ -528,7 +528,7 @@ pub(crate) fn role_name(role: Role) -> &'static str {
         Role::Query => "query",
         Role::Key => "key",
         Role::Value => "value",
-        Role::Gate => "gate",
+        Role::Gate => "signal",
     }
 }
 

@@ -169,7 +169,7 @@ fn normal(shape: &[usize], random: &mut Random) -> Array {
 }
 
 /// A smooth map that mixes all features, with as many features as the rule expects.
-fn stand_in(p: &Program, role: &str, x: &Array, seed: u64) -> Array {
+pub(crate) fn stand_in(p: &Program, role: &str, x: &Array, seed: u64) -> Array {
     let from = x.shape.first().copied().unwrap_or(1);
     let sizes = crate::check::phi_sizes(p);
     let to = sizes.iter().find(|(a, _)| *a == from).map_or(from, |(_, b)| *b);

@@ -6,6 +6,7 @@
 //! | module | answers |
 //! |---|---|
 //! | [`check`](mod@check) | is it a complete, sensible part? |
+//! | [`layers`] | which layers of a slow net use which rule? |
 //! | [`model`] | which parameters does a whole model have, and under which names? |
 //! | [`gradient`] | the same program with every `gradient` written out |
 //! | [`schedule`](mod@schedule) | what of a step can be computed for all steps at once? |
@@ -22,6 +23,8 @@
 //! Everything here is a function from programs to plain values, so it runs in the command line without libtorch and in tests without a model.
 //! [`interpret`] is deliberately naive: it is the judge of [`gradient`] here and of the executors elsewhere, and shares no code with either.
 
+pub mod analysis;
+pub mod adjoint;
 pub mod check;
 pub mod effective;
 pub mod equivalent;
@@ -30,6 +33,8 @@ pub mod estimate;
 pub mod gradient;
 mod graph;
 pub mod interpret;
+pub mod kernel;
+pub mod layers;
 pub mod model;
 pub mod phi;
 pub mod print;
@@ -43,6 +48,7 @@ pub use error::{CheckError, Notice, Problem};
 pub use estimate::{Estimate, estimate};
 pub use gradient::{expand_function, expand_gradients};
 pub use graph::pruned;
+pub use layers::{LayersOfSlots, layers_of_slots};
 pub use model::{ModelPrograms, ParameterSpec, SlotPrograms, Source, block, child, map_prefix, path};
 pub use phi::with_feature_map;
 pub use print::print;

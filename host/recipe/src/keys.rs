@@ -146,7 +146,12 @@ pub(crate) const TRAIN: SectionInfo = SectionInfo {
         key("max_consecutive", POSITIVE, Default::Integer(10), "steps in a row that skip leaves out before it stops"),
         key("dtype", Kind::Choice(&["float32", "float64"]), Default::Text("float32"), "the type of parameters and activations"),
         key("device", Kind::Text, Default::Text("auto"), "auto, cpu, cuda or cuda:N"),
-        key("exec", Kind::Choice(&["auto", "reference"]), Default::Text("auto"), "the executor of the rules"),
+        key(
+            "exec",
+            Kind::Choice(&["auto", "reference", "chunkwise", "scan"]),
+            Default::Text("auto"),
+            "what carries out the steps of rules: the fastest that serves, or one that must",
+        ),
         key(
             "memory_limit",
             Kind::Bytes,

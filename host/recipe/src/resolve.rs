@@ -85,7 +85,10 @@ pub fn find(path: &Path) -> Result<PathBuf, RecipeError> {
             )
         }
         Ok(_) => Ok(path.into()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => refuse("there is no such recipe".into(), near(path)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let help = near(path).or_else(|| Some("see `fwp-host zoo list` for those of the zoo".into()));
+            refuse("there is no such recipe".into(), help)
+        }
         Err(e) => refuse(format!("cannot be read: {e}"), None),
     }
 }

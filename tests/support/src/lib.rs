@@ -14,33 +14,40 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
-/// What was built already: the files by package (or `package/example`).
-static BUILT: LazyLock<Mutex<HashMap<String, Vec<PathBuf>>>> = LazyLock::new(Mutex::default);
+/// What one run of cargo builds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Selection {
+    /// Libraries and executables of the whole workspace, as `scripts/fwp` builds them: cargo joins the features of what it
+    /// builds together, so that a package built alone would be compiled again, with others.
+    Workspace,
+    /// The examples, which are the fixtures; built by `cargo test` as well.
+    Examples,
+}
+
+/// What was built already, each selection once a process.
+static BUILT: LazyLock<Mutex<HashMap<Selection, Vec<Artifact>>>> = LazyLock::new(Mutex::default);
+
+/// A file that cargo wrote or found fresh.
+#[derive(Clone)]
+struct Artifact {
+    path: PathBuf,
+    executable: bool,
+}
 
 /// The plugin library of a workspace package.
 ///
 /// # Panics
 /// When cargo cannot build it, with cargo's messages on stderr.
 pub fn plugin(package: &str) -> PathBuf {
-    let files = built(package, &["-p", package, "--lib"], Some("cdylib"));
-    files.into_iter().next().unwrap_or_else(|| panic!("package {package} has no cdylib"))
+    library(Selection::Workspace, &package.replace('-', "_")).unwrap_or_else(|| panic!("package {package} has no cdylib"))
 }
 
-/// Several plugin libraries, built by one cargo.
+/// Several plugin libraries.
 ///
 /// # Panics
 /// As [`plugin`].
 pub fn plugins(packages: &[&str]) -> Vec<PathBuf> {
-    let arguments: Vec<&str> = packages.iter().flat_map(|p| ["-p", p]).chain(["--lib"]).collect();
-    let files = built(&packages.join(" "), &arguments, Some("cdylib"));
-    packages
-        .iter()
-        .map(|package| {
-            let name = format!("lib{}.{}", package.replace('-', "_"), std::env::consts::DLL_EXTENSION);
-            let found = files.iter().find(|f| f.file_name().is_some_and(|n| n == name.as_str()));
-            found.cloned().unwrap_or_else(|| panic!("package {package} has no cdylib"))
-        })
-        .collect()
+    packages.iter().map(|package| plugin(package)).collect()
 }
 
 /// A fixture library of `tests/fixtures`.
@@ -48,10 +55,7 @@ pub fn plugins(packages: &[&str]) -> Vec<PathBuf> {
 /// # Panics
 /// As [`plugin`].
 pub fn fixture(name: &str) -> PathBuf {
-    let files = built("fwp-fixtures", &["-p", "fwp-fixtures", "--examples"], Some("cdylib"));
-    let file = format!("lib{name}.{}", std::env::consts::DLL_EXTENSION);
-    let found = files.into_iter().find(|f| f.file_name().is_some_and(|n| n == file.as_str()));
-    found.unwrap_or_else(|| panic!("there is no fixture {name}"))
+    library(Selection::Examples, name).unwrap_or_else(|| panic!("there is no fixture {name}"))
 }
 
 /// An executable of a workspace package: `fwp-host` or `fwp-engine`.
@@ -62,8 +66,17 @@ pub fn fixture(name: &str) -> PathBuf {
 /// # Panics
 /// As [`plugin`].
 pub fn executable(package: &str) -> PathBuf {
-    let files = built(&format!("bin {package}"), &["-p", package, "--bin", package], None);
-    files.into_iter().next().unwrap_or_else(|| panic!("package {package} has no executable"))
+    let file = format!("{package}{}", std::env::consts::EXE_SUFFIX);
+    named(Selection::Workspace, true, &file).unwrap_or_else(|| panic!("package {package} has no executable"))
+}
+
+fn library(selection: Selection, name: &str) -> Option<PathBuf> {
+    named(selection, false, &format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX))
+}
+
+fn named(selection: Selection, executable: bool, file: &str) -> Option<PathBuf> {
+    let is = |a: &Artifact| a.executable == executable && a.path.file_name().is_some_and(|n| n == file);
+    built(selection).into_iter().find(is).map(|a| a.path)
 }
 
 /// A copy of an executable in a folder of its own, beside which no plugin and no engine lies.
@@ -88,8 +101,9 @@ pub fn outside_plugin(folder: &Path) -> PathBuf {
     let manifest = folder.join("Cargo.toml");
     let target = folder.join("target");
     let arguments = ["--manifest-path", path(&manifest), "--target-dir", path(&target), "--lib"];
-    let files = cargo_build(&arguments, Some("cdylib"));
-    files.into_iter().next().unwrap_or_else(|| panic!("{} has no cdylib", folder.display()))
+    let mut libraries = cargo_build(&arguments).into_iter().filter(|a| !a.executable);
+    // What a plugin depends on may be a shared library too; its own comes last.
+    libraries.next_back().map(|a| a.path).unwrap_or_else(|| panic!("{} has no cdylib", folder.display()))
 }
 
 /// The root of the repository.
@@ -102,9 +116,9 @@ fn path(path: &Path) -> &str {
 }
 
 /// Builds once a process; cargo itself finds out what is fresh.
-fn built(key: &str, arguments: &[&str], crate_type: Option<&str>) -> Vec<PathBuf> {
+fn built(selection: Selection) -> Vec<Artifact> {
     let mut done = BUILT.lock().unwrap_or_else(|e| e.into_inner());
-    if let Some(files) = done.get(key) {
+    if let Some(files) = done.get(&selection) {
         return files.clone();
     }
     let (target, profile, triple) = layout();
@@ -113,9 +127,12 @@ fn built(key: &str, arguments: &[&str], crate_type: Option<&str>) -> Vec<PathBuf
     if let Some(triple) = &triple {
         all.extend(["--target", triple]);
     }
-    all.extend(arguments);
-    let files = cargo_build(&all, crate_type);
-    done.insert(key.into(), files.clone());
+    all.extend(["--workspace", "--locked"]);
+    if selection == Selection::Examples {
+        all.push("--examples");
+    }
+    let files = cargo_build(&all);
+    done.insert(selection, files.clone());
     files
 }
 
@@ -129,14 +146,15 @@ fn layout() -> (PathBuf, String, Option<String>) {
         other => other.to_string(),
     };
     let above = folder.parent().expect("the target folder");
-    if above.join("CACHEDIR.TAG").exists() {
+    // Cargo keeps this file in the target folder itself. Its CACHEDIR.TAG is only there where cargo made the folder.
+    if above.join(".rustc_info.json").exists() {
         return (above.into(), profile, None);
     }
     (above.parent().expect("the target folder").into(), profile, Some(name(above)))
 }
 
-/// Runs `cargo build` and gives the files of the wanted kind: libraries of a crate type, or executables.
-fn cargo_build(arguments: &[&str], crate_type: Option<&str>) -> Vec<PathBuf> {
+/// Runs `cargo build` and gives the shared libraries and executables.
+fn cargo_build(arguments: &[&str]) -> Vec<Artifact> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["build", "--quiet", "--message-format=json-render-diagnostics"])
@@ -150,15 +168,11 @@ fn cargo_build(arguments: &[&str], crate_type: Option<&str>) -> Vec<PathBuf> {
         if message["reason"] != "compiler-artifact" {
             continue;
         }
-        match crate_type {
-            None => files.extend(message["executable"].as_str().map(PathBuf::from)),
-            Some(kind) => {
-                let kinds = message["target"]["crate_types"].as_array();
-                if kinds.is_some_and(|k| k.iter().any(|k| k == kind)) {
-                    let names = message["filenames"].as_array().into_iter().flatten().filter_map(|f| f.as_str());
-                    files.extend(names.filter(|f| f.ends_with(std::env::consts::DLL_SUFFIX)).map(PathBuf::from));
-                }
-            }
+        files.extend(message["executable"].as_str().map(|path| Artifact { path: path.into(), executable: true }));
+        if message["target"]["crate_types"].as_array().is_some_and(|k| k.iter().any(|k| k == "cdylib")) {
+            let names = message["filenames"].as_array().into_iter().flatten().filter_map(|f| f.as_str());
+            let libraries = names.filter(|f| f.ends_with(std::env::consts::DLL_SUFFIX));
+            files.extend(libraries.map(|path| Artifact { path: path.into(), executable: false }));
         }
     }
     files

@@ -59,6 +59,9 @@ pub struct Apply {
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// What carries out the rule: auto, reference, chunkwise or scan.
+    #[arg(long, value_name = "EXECUTOR", default_value = "auto")]
+    exec: String,
     /// Size of a key before the feature map, where the input holds no tensor k or q.
     #[arg(long, value_name = "N")]
     key_dim: Option<usize>,
@@ -131,6 +134,10 @@ impl Apply {
             }
             None => None,
         };
+        let unused = unused(&shapes, &program);
+        if !unused.is_empty() {
+            notices.push(format!("{} also holds {}, which the rule does not take", self.input.display(), unused.join(", ")));
+        }
         for notice in &notices {
             crate::output::say(&format!("note: {}", failure::literal(notice)));
         }
@@ -159,6 +166,7 @@ impl Apply {
             "input": utf8(&absolute(&self.input))?,
             "output": utf8(&absolute(&self.output))?,
             "device": self.device,
+            "exec": self.exec,
         });
         let job = write("apply.json", job.to_string().as_bytes())?;
         let arguments = engine::arguments(&[&"apply", &"--job", &job]);
@@ -250,6 +258,15 @@ fn fits(shapes: &Shapes, dims: Dims, rule: &Program, input: &Path) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Tensors of the file that are no input of the rule; states, parameters and gradients are the engine's to judge.
+fn unused<'a>(shapes: &'a Shapes, rule: &Program) -> Vec<&'a str> {
+    let known = |name: &str| {
+        let judged = ["state.", "param.", "grad."].iter().any(|p| name.starts_with(p));
+        judged || rule.inputs.iter().any(|i| i.name == name)
+    };
+    shapes.iter().map(|(name, _)| name.as_str()).filter(|name| !known(name)).collect()
 }
 
 /// Longest header that is read; the format's own reader has the same limit.

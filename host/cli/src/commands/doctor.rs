@@ -1,7 +1,6 @@
 //! `fwp-host doctor`
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -79,7 +78,7 @@ impl Doctor {
         let (engine, said) = engine().await;
         findings.extend(engine);
         findings.push(compiler());
-        findings.push(cache());
+        findings.extend(kernels(said.as_ref()));
         let asker = self.plugins.asker();
         let catalogue = self.plugins.catalogue(&asker, None).await?;
         findings.push(match (catalogue.parts.len(), catalogue.refused.len()) {
@@ -204,28 +203,45 @@ fn compiler() -> Finding {
             Some(named) => format!("CXX is `{named}`, which does not run"),
             None => "no C++ compiler".into(),
         },
-        "install one (Debian, Ubuntu: apt install g++) to build fwp-host itself; a build that exists trains without",
+        "install one (Debian, Ubuntu: apt install g++) to build fwp-host itself; a build that exists runs without",
     )
 }
 
-fn cache() -> Finding {
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-    let set = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-    let Some(folder) = set.or_else(home).map(|c| c.join("fwp-host")) else {
-        return Finding::note("cache", "neither XDG_CACHE_HOME nor HOME is set", "set one of them");
-    };
-    match fs::metadata(&folder) {
-        Ok(found) if found.uid() != rustix::process::geteuid().as_raw() => Finding::note(
-            "cache",
-            format!("{} belongs to someone else", folder.display()),
-            "set XDG_CACHE_HOME to a folder of your own; nothing is opened from this one",
+/// What the engine says of compiled kernels: their compiler and their cache folder.
+fn kernels(said: Option<&Value>) -> Vec<Finding> {
+    let Some(kernels) = said.map(|s| &s["kernels"]).filter(|k| k.is_object()) else { return Vec::new() };
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+    let (compiler, cache) = (&kernels["compiler"], &kernels["cache"]);
+    let compiler = match compiler["missing"].as_str() {
+        Some(why) => Finding::note(
+            "kernels",
+            format!("none: {why}"),
+            "rules train without, several times slower; install a C compiler (Debian, Ubuntu: apt install gcc)",
         ),
-        Ok(found) if found.mode() & 0o022 != 0 => {
-            Finding::note("cache", format!("others may write in {}", folder.display()), format!("chmod 700 {}", folder.display()))
+        None => {
+            let bits = kernels["vector_bytes"].as_u64().unwrap_or_default() * 8;
+            let how = format!("{} ({}), vectors of {bits} bits", text(&compiler["path"]), text(&compiler["version"]));
+            Finding::ok("kernels", how)
         }
-        Ok(_) => Finding::ok("cache", folder.display().to_string()),
-        Err(_) => Finding::ok("cache", format!("{} (made when it is needed)", folder.display())),
-    }
+    };
+    let folder = text(&cache["folder"]);
+    let cache = match (cache["refused"].as_str(), cache["exists"].as_bool()) {
+        (Some(why), _) => {
+            let remedy = "kernels are neither compiled nor opened until this is put right; FWP_CACHE names another folder";
+            Finding::note(
+                "cache",
+                [folder, why.to_string()].iter().filter(|t| !t.is_empty()).cloned().collect::<Vec<_>>().join(": "),
+                remedy,
+            )
+        }
+        (None, Some(true)) => {
+            let mib = cache["bytes"].as_f64().unwrap_or_default() / f64::from(1 << 20);
+            let count = cache["kernels"].as_u64().unwrap_or_default();
+            Finding::ok("cache", format!("{folder}: {count} kernels, {mib:.1} MiB (may be removed at any time)"))
+        }
+        _ => Finding::ok("cache", format!("{folder} (made when it is needed)")),
+    };
+    vec![compiler, cache]
 }
 
 /// Whether a run's folder can be written where `train` puts it.

@@ -28,6 +28,9 @@ pub struct Eval {
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// What carries out the rules: auto, reference, chunkwise or scan; the run's own choice without it.
+    #[arg(long, value_name = "EXECUTOR")]
+    exec: Option<String>,
     /// Prints one JSON document.
     #[arg(long)]
     json: bool,
@@ -51,6 +54,9 @@ impl Eval {
         }
         if let Some(device) = self.device {
             arguments.extend(["--device".into(), device.into()]);
+        }
+        if let Some(exec) = self.exec {
+            arguments.extend(["--exec".into(), exec.into()]);
         }
         if self.json {
             arguments.push("--json".into());

@@ -1,6 +1,9 @@
 //! The commands: one file each, with its options, their documentation and what it does.
 
+pub mod alone;
 pub mod apply;
+pub mod bench;
+pub mod check;
 pub mod doctor;
 pub mod eval;
 pub mod plugins;

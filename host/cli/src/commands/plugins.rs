@@ -1,6 +1,7 @@
 //! `fwp-host plugins`
 
 use clap::{Args, Subcommand, ValueEnum};
+use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
@@ -12,10 +13,11 @@ use serde_json::{Map, Value, json};
 use super::PluginOptions;
 use crate::compose::{cannot_describe, checked, task_io};
 use crate::failure::{Code, Failure, literal};
-use crate::output;
+use crate::output::{self, WIDTH};
 use crate::plugins::ask::sha256_of;
 use crate::plugins::catalogue::{Catalogue, Status};
 use crate::plugins::{Asker, Chosen, Refusal};
+use crate::proved;
 
 /// Lists plugins and shows what they are.
 #[derive(Subcommand, Debug)]
@@ -35,7 +37,7 @@ pub struct List {
     plugins: PluginOptions,
 }
 
-/// Shows a part: documentation, configuration, citation, signature and program.
+/// Shows a part: documentation, configuration, citation, signature, what the host proved of it, and program.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -220,6 +222,9 @@ struct Shown {
     states: Vec<Value>,
     program: String,
     program_sha256: String,
+    /// What was proved of an update rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    analysis: Option<Value>,
     notices: Vec<String>,
 }
 
@@ -236,6 +241,13 @@ impl Show {
         let (example, bytes) = self.describe(&asker, &chosen, &config).await?;
         let mut notices = Vec::new();
         let program = checked(chosen.info.kind, &chosen, &bytes, &mut notices)?;
+        let found = match program.kind {
+            Kind::UpdateRule => Some(fwp_program::analysis::analyse(&program).map_err(|e| {
+                let cause = literal(&e.to_string());
+                Failure::new(Code::Plugin, format!("cannot analyse {}", chosen.title()), cause, "correct the plugin's step")
+            })?),
+            _ => None,
+        };
         let shown = Shown {
             kind: chosen.info.kind,
             name: chosen.info.name.clone(),
@@ -251,9 +263,13 @@ impl Show {
             states: program.states.iter().map(|s| json!({"name": s.name, "shape": s.shape, "held": s.held})).collect(),
             program: fwp_program::print(&program),
             program_sha256: hex(&bytes),
+            analysis: found.as_ref().map(|a| proved::json(&program, a)),
             notices,
         };
-        if self.json { output::json(&shown) } else { output::print(&text(&shown, &chosen.info, &program)) }
+        if self.json {
+            return output::json(&shown);
+        }
+        output::print(&text(&shown, &chosen.info, &program, found.as_ref()))
     }
 
     async fn chosen(&self, catalogue: &mut Catalogue, asker: &Asker) -> Result<Chosen, Failure> {
@@ -420,20 +436,28 @@ fn interface(memory: Memory) -> SlotInterface {
     }
 }
 
-fn text(shown: &Shown, info: &PartInfo, program: &Program) -> String {
+fn text(shown: &Shown, info: &PartInfo, program: &Program, found: Option<&Analysis>) -> String {
     let lines = |text: &str| text.lines().map(literal).collect::<Vec<_>>().join("\n");
+    let paragraph = |text: &str, by: usize| output::wrapped(&output::indented(&lines(text), by), WIDTH);
+    // What follows a label of 11 columns, its further lines below it.
+    let labelled = |label: &str, text: &str| {
+        let body = paragraph(&text.lines().collect::<Vec<_>>().join(" "), 11);
+        format!("{label:11}{}\n", body.trim_start())
+    };
     let mut text = format!("{} ({})\n", shown.name, shown.kind);
     if !shown.doc.is_empty() {
-        text += &format!("\n{}\n", output::indented(&lines(&shown.doc), 2));
+        text += &format!("\n{}\n", paragraph(&shown.doc, 2));
     }
+    text.push('\n');
     if !shown.citation.is_empty() {
-        text += &format!("\nsource     {}\n", literal(&shown.citation));
+        text += &labelled("source", &shown.citation);
     }
     if !shown.objective.is_empty() {
-        text += &format!("objective  {}\n", literal(&shown.objective));
+        text += &labelled("objective", &shown.objective);
     }
-    text += &format!("library    {}\n", literal(&shown.library));
-    text += &format!("           fwp-sdk {}, sha256 {}\n", literal(&shown.sdk_version), shown.sha256);
+    text += &labelled("library", &shown.library);
+    text += &labelled("sdk", &format!("fwp-sdk {}", shown.sdk_version));
+    text += &labelled("sha256", &shown.sha256);
 
     text += "\nConfiguration\n";
     if info.fields.is_empty() {
@@ -444,19 +468,22 @@ fn text(shown: &Shown, info: &PartInfo, program: &Program) -> String {
             .iter()
             .map(|f| vec![f.name.clone(), f.default.to_string(), f.kind.clone(), f.doc.trim().into()])
             .collect();
-        text += &output::indented(&output::table(&["KEY", "DEFAULT", "KIND", "MEANING"], &rows), 2);
+        text += &output::indented(&output::table_within(&["KEY", "DEFAULT", "KIND", "MEANING"], &rows, WIDTH - 2), 2);
         text.push('\n');
     }
     if program.kind == Kind::UpdateRule {
         text += &format!("\nSignature ({})\n", shown.example);
-        text += &output::indented(&signature(program), 2);
+        text += &output::wrapped(&output::indented(&signature(program), 2), WIDTH);
         text.push('\n');
     }
-    text += &format!("\nProgram ({}), sha256 {}\n", shown.example, shown.program_sha256);
+    if let Some(found) = found {
+        text += &format!("\nFound ({})\n{}", shown.example, proved::text(program, found));
+    }
+    text += &format!("\nProgram ({})\n  sha256 {}\n\n", shown.example, shown.program_sha256);
     text += &output::indented(&lines(&shown.program), 2);
     text.push('\n');
     for notice in &shown.notices {
-        text += &format!("\nnote: {}\n", literal(notice));
+        text += &format!("\n{}\n", paragraph(&format!("note: {notice}"), 0));
     }
     text
 }

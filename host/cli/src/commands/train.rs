@@ -38,7 +38,7 @@ pub struct Train {
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// How rules are executed: auto or reference.
+    /// How rules are executed: auto, reference, chunkwise or scan.
     #[arg(long, value_name = "EXECUTOR")]
     exec: Option<String>,
     /// Which run to go on with: auto (the one in --run-dir, if there is one), never, or the folder of a run.

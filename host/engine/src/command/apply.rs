@@ -10,6 +10,7 @@ use fwp_sdk::program::{Argument, Function, Kind as PartKind, Node, Op, Output, P
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::exec::choose::{Executors, Policy};
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
@@ -38,6 +39,13 @@ pub struct Job {
     pub output: PathBuf,
     /// `auto`, `cpu` or `cuda`.
     pub device: String,
+    /// `auto` or the name of an executor.
+    #[serde(default = "auto")]
+    pub exec: String,
+}
+
+fn auto() -> String {
+    "auto".into()
 }
 
 /// Reads the input file, applies the rule and writes the output file.
@@ -53,7 +61,9 @@ pub fn run(job: &Job) -> Result<()> {
         Some(path) => program(path)?,
         None => identity(rule.inputs.iter().find(|i| i.mapped()).map_or(1, |i| i.shape.last().copied().unwrap_or(1))),
     };
-    let outputs = apply(&rule, &map, &file, precision, job.grad)?;
+    let executors = Arc::new(Executors::new(job.exec.parse::<Policy>().map_err(anyhow::Error::msg)?));
+    let outputs = apply(&rule, &map, &file, precision, job.grad, &executors)?;
+    executors.take_notices().iter().for_each(|line| eprintln!("{line}"));
     let host: Result<Vec<HostTensor>, _> = outputs.iter().map(|(n, t)| HostTensor::copy(n, t)).collect();
     let metadata = BTreeMap::from([("rule".to_string(), rule.name.clone()), ("feature_map".to_string(), map.name.clone())]);
     let bytes = to_safetensors(&host?, metadata)?;
@@ -69,6 +79,7 @@ pub fn apply(
     file: &BTreeMap<String, Tensor>,
     precision: Precision,
     grad: bool,
+    executors: &Arc<Executors>,
 ) -> Result<BTreeMap<String, Tensor>> {
     // Detached: a tensor that needs no conversion would otherwise be the caller's own.
     let float = |t: &Tensor| -> Result<Tensor> {
@@ -125,8 +136,15 @@ pub fn apply(
         };
         table.0.insert(spec.path.clone(), per_sample(&t, spec.scope, batch)?);
     }
-    let weights =
-        FastWeights { slot: slot.clone(), index: 0, parameters: table, prefix: String::new(), precision, memory_limit: u64::MAX };
+    let weights = FastWeights {
+        slot: slot.clone(),
+        index: 0,
+        parameters: table,
+        prefix: String::new(),
+        precision,
+        memory_limit: u64::MAX,
+        executors: executors.clone(),
+    };
 
     let mut memory = weights.initial(batch * heads)?;
     for (i, state) in rule.states.iter().enumerate() {
@@ -239,7 +257,7 @@ fn initial(slot: &Slot, spec: &ParameterSpec, precision: Precision) -> Result<Te
     init::draw(prepared, spec, precision, 0, 0)
 }
 
-fn kind(dtype: &str) -> Result<Kind> {
+pub(crate) fn kind(dtype: &str) -> Result<Kind> {
     match dtype {
         "float32" => Ok(Kind::Float),
         "float64" => Ok(Kind::Double),
@@ -247,7 +265,7 @@ fn kind(dtype: &str) -> Result<Kind> {
     }
 }
 
-fn program(path: &std::path::Path) -> Result<Program> {
+pub(crate) fn program(path: &std::path::Path) -> Result<Program> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     Program::from_bytes(&bytes).with_context(|| format!("reading {}", path.display()))
 }
@@ -270,7 +288,7 @@ fn map_dim(map: &Program) -> Result<i64> {
 }
 
 /// A model that holds nothing but one memory of the rule, whose parameters therefore have no prefix.
-fn alone(rule: &Program, map: &Program, heads: usize) -> ModelPrograms {
+pub(crate) fn alone(rule: &Program, map: &Program, heads: usize) -> ModelPrograms {
     let forward = Function {
         name: entry::FORWARD.into(),
         nodes: vec![Node {
@@ -303,7 +321,7 @@ fn alone(rule: &Program, map: &Program, heads: usize) -> ModelPrograms {
 }
 
 /// The feature map that changes nothing.
-fn identity(dim: usize) -> Program {
+pub(crate) fn identity(dim: usize) -> Program {
     let function = Function {
         name: "map".into(),
         arguments: vec![Argument { name: "x".into(), ty: TensorType::float(&[dim]).into() }],

@@ -19,13 +19,15 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// `auto`, `cpu` or `cuda`; none is the plan's.
     pub device: Option<String>,
+    /// `auto` or the name of an executor; none is the plan's.
+    pub exec: Option<String>,
     /// Whether the answer is one JSON document.
     pub json: bool,
 }
 
 /// Evaluates and prints.
 pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
-    let opened = open(run, options.device.as_deref(), None, options.data.as_deref())?;
+    let opened = open(run, options.device.as_deref(), options.exec.as_deref(), options.data.as_deref())?;
     let loaded = find(run, &options.checkpoint)?;
     load_parameters(opened.model.parameters(), &loaded.model).map_err(Failure::input)?;
     let plan = &opened.plan;
@@ -36,6 +38,7 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
         carry: plan.train.carry != Carry::None,
     };
     let found = evaluate(&opened.model, &opened.task, how, None)?.context("the evaluation was interrupted")?;
+    opened.executors.take_notices().iter().for_each(|notice| eprintln!("warning: {notice}"));
     let passes = plan.expect.as_ref().map(|e| e.passes(found.loss));
     if options.json {
         let mut document: Value = json!({

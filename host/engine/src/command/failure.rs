@@ -12,7 +12,7 @@ pub enum Kind {
     Input = 3,
     /// libtorch, a device, memory or the disk.
     Environment = 5,
-    /// The loss became non-finite.
+    /// The loss became non-finite, or memory ran out.
     Training = 6,
 }
 
@@ -46,8 +46,15 @@ impl Failure {
     }
 }
 
+/// What libtorch says where memory ran out: on the CPU, on a GPU.
+const NO_MEMORY: &[&str] = &["can't allocate memory", "out of memory"];
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
+        if error.chain().any(|link| NO_MEMORY.iter().any(|words| link.to_string().contains(words))) {
+            let what = "memory ran out: lower train.batch_size (with more train.accumulate) or train.memory_limit";
+            return Failure { kind: Kind::Training, error: error.context(what) };
+        }
         Failure { kind: Kind::Unexpected, error }
     }
 }
@@ -68,5 +75,22 @@ impl fmt::Display for Failure {
             last = text;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn memory_that_ran_out_is_told_from_the_unexpected() {
+        let inner = anyhow!("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried 7 bytes");
+        let failure = Failure::from(inner.context("step 1"));
+        assert_eq!(failure.kind, Kind::Training);
+        assert!(failure.to_string().starts_with("memory ran out: lower train.batch_size"), "{failure}");
+        assert!(failure.to_string().contains("step 1: [enforce fail"), "{failure}");
+        assert_eq!(Failure::from(anyhow!("CUDA out of memory. Tried to allocate 2 GiB")).kind, Kind::Training);
+        assert_eq!(Failure::from(anyhow!("shapes differ")).kind, Kind::Unexpected);
     }
 }

@@ -4,4 +4,5 @@ pub mod apply;
 pub mod doctor;
 pub mod eval;
 pub mod failure;
+pub mod parent;
 pub mod train;

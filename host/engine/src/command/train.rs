@@ -14,11 +14,12 @@ use rustix::io::Errno;
 use tch::{Device, Kind};
 
 use super::failure::{Failure, Kind as FailureKind};
+use crate::exec::choose::{Executor, Executors, Policy, Refused};
 use crate::exec::value::Precision;
 use crate::model::Model;
 use crate::monitor::{HparamValue, Monitor, MonitorOptions, Progress, say};
 use crate::shim;
-use crate::train::{End, Evaluation, Interrupt, Outcome, Resume, Settings, TrainModel, find_start, train};
+use crate::train::{End, Evaluation, Interrupt, Outcome, Resume, Settings, TrainModel, find_start, rehearse, train};
 
 /// How a run is trained, beside its plan.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Opened {
     pub estimate: Estimate,
     /// Bytes that one scan may keep.
     pub memory_limit: u64,
+    /// What carries out the rules of the model.
+    pub executors: Arc<Executors>,
 }
 
 /// Opens a run: reads the plan, checks the data, composes the model.
@@ -57,10 +60,7 @@ pub fn open(
     data: Option<&std::path::Path>,
 ) -> Result<Opened, Failure> {
     let plan = run.read_plan().map_err(Failure::input)?;
-    let executor = exec.unwrap_or(&plan.train.exec);
-    if !matches!(executor, "auto" | "reference") {
-        return Err(Failure::input(anyhow!("this engine has no executor `{executor}`: use --exec auto or --exec reference")));
-    }
+    let policy: Policy = exec.unwrap_or(&plan.train.exec).parse().map_err(|e: String| Failure::input(anyhow!(e)))?;
     let device = device(device_name.unwrap_or(&plan.train.device)).map_err(Failure::environment)?;
     let kind = match plan.train.dtype {
         Dtype::Float32 => Kind::Float,
@@ -83,8 +83,10 @@ pub fn open(
     let lengths: BTreeMap<String, usize> = axes(task.as_ref());
     let estimate = fwp_program::estimate(&programs, plan.train.batch_size, &lengths, if kind == Kind::Double { 8 } else { 4 });
     let memory_limit = plan.train.memory_limit.unwrap_or_else(|| available_memory() / 4);
+    let executors = Arc::new(Executors::new(policy));
     let model = Model::new(&programs, Precision { kind, device }, plan.train.seed, memory_limit).map_err(Failure::input)?;
-    Ok(Opened { plan, run: run.clone(), task, model, estimate, memory_limit })
+    let model = model.with_executors(executors.clone());
+    Ok(Opened { plan, run: run.clone(), task, model, estimate, memory_limit, executors })
 }
 
 fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
@@ -172,19 +174,37 @@ pub fn run(run: &RunDir, options: &Options) -> Result<Outcome, Failure> {
         events: opened.plan.monitor.tensorboard.then(|| run.path().to_path_buf()),
         resumed_at: start.as_ref().map(|l| l.state.step),
         total_steps: opened.plan.train.steps,
+        evaluate_every: settings.eval.every,
         progress: options.progress,
     })
     .map_err(|e| Failure::environment(anyhow!("{} cannot be written: {e}", run.metrics().display())))?;
     for warning in warnings {
         monitor.note(format!("warning: {warning}"));
     }
+    // From here on a signal is heeded: a rehearsal may take as long as a step.
+    let interrupt = Interrupt::on_signals(monitor.speaker()).map_err(Failure::environment)?;
+    if opened.executors.policy() != Policy::Only(Executor::Reference)
+        && let Err(refused) = rehearse(&opened.model, &opened.task, opened.plan.train.seed, opened.plan.train.batch_size)
+        && refused.chain().any(|cause| cause.is::<Refused>())
+    {
+        // Anything else is met again by the first step, which knows more about it.
+        return Err(Failure::input(refused));
+    }
     introduce(&opened, start.as_ref().map(|l| l.state.step), &monitor);
-    record_executor(&opened).map_err(Failure::environment)?;
+    if start.is_some()
+        && let Some(change) = changed_executors(&opened)
+    {
+        monitor.note(format!("warning: {change}"));
+    }
+    record_executors(&opened).map_err(Failure::environment)?;
     if start.is_none() {
         describe(&opened, &monitor);
     }
-    let interrupt = Interrupt::on_signals(monitor.speaker()).map_err(Failure::environment)?;
     let outcome = train(&opened.model, &opened.task, &settings, run, start, &monitor, &interrupt);
+    for notice in opened.executors.take_notices() {
+        monitor.note(format!("warning: {notice}"));
+    }
+    record_executors(&opened).map_err(Failure::environment)?;
     let ended_well = matches!(&outcome, Ok(o) if !matches!(o.end, End::NotFinite(_)));
     monitor.finish(ended_well);
     let outcome = outcome?;
@@ -217,13 +237,25 @@ fn introduce(opened: &Opened, resumed: Option<u64>, monitor: &Monitor) {
     monitor.note(format!("model      {} with {}, {trained} trained parameters", plan.slow_net.name, rules.join(", ")));
     monitor.note(format!("training   {} steps of {tokens} tokens, seed {}", plan.train.steps, plan.train.seed));
     monitor.note(format!("device     {device}, {}", type_name(opened.model.kind())));
-    monitor.note(format!("executor   {}", executor_reason(opened)));
+    for line in executor_lines(opened) {
+        monitor.note(format!("executor   {line}"));
+    }
+    for notice in opened.executors.take_notices() {
+        monitor.note(format!("warning: {notice}"));
+    }
     monitor.note(format!(
         "memory     about {}: parameters and optimiser {}, activations {}",
         mebibytes(e.parameter_bytes + e.optimiser_bytes + e.activation_bytes),
         mebibytes(e.parameter_bytes + e.optimiser_bytes),
         mebibytes(e.activation_bytes)
     ));
+    let (needed, free) = (e.parameter_bytes + e.optimiser_bytes + e.activation_bytes, available_memory());
+    if opened.model.device() == Device::Cpu && needed > free {
+        monitor.note(format!(
+            "warning: the machine has {} free: should memory run out, lower train.batch_size or train.memory_limit",
+            mebibytes(free)
+        ));
+    }
     if let Some(step) = resumed {
         monitor.note(format!("resumed    at step {step}"));
     }
@@ -243,15 +275,48 @@ fn mebibytes(bytes: u64) -> String {
     if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }
 
-fn executor_reason(opened: &Opened) -> String {
-    format!("reference, the only one of this version; scans above {} are recomputed in segments", mebibytes(opened.memory_limit))
+/// One line for each executor and rule.
+fn executor_lines(opened: &Opened) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for choice in opened.executors.choices() {
+        let mut line = choice.line();
+        if choice.executor == Executor::Reference {
+            line += &format!("; scans above {} are recomputed in segments", mebibytes(opened.memory_limit));
+        }
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() {
+        // The reference is asked for, or the first batch reaches no rule.
+        let policy = opened.executors.policy();
+        lines.push(format!("{policy} asked for; scans above {} are recomputed in segments", mebibytes(opened.memory_limit)));
+    }
+    lines
 }
 
-/// Records which executor runs and why, in the run's folder.
-fn record_executor(opened: &Opened) -> Result<()> {
-    let choice = serde_json::json!({
-        "executor": "reference",
-        "reason": executor_reason(opened),
+/// What the run was carried out by before, where that differs: other executors round otherwise.
+fn changed_executors(opened: &Opened) -> Option<String> {
+    let text = std::fs::read_to_string(opened.run.path().join("executor.json")).ok()?;
+    let before: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let before = before["choices"].as_array()?;
+    let changed = opened.executors.choices().into_iter().find_map(|now| {
+        let now_record = now.record();
+        let same = |old: &&serde_json::Value| ["slot", "part", "steps", "samples"].iter().all(|key| old[key] == now_record[key]);
+        let old = before.iter().find(same)?["executor"].as_str()?;
+        (old != now.executor.name()).then(|| (old.to_string(), now))
+    });
+    let (old, now) = changed?;
+    let (rule, new) = (now.rule, now.executor);
+    Some(format!("`{rule}` was carried out by {old} so far and is now by {new}: the run goes on, but not with the same bits"))
+}
+
+/// Records which executors run and why, in the run's folder.
+fn record_executors(opened: &Opened) -> Result<()> {
+    let choices: Vec<serde_json::Value> = opened.executors.choices().iter().map(|c| c.record()).collect();
+    let document = serde_json::json!({
+        "policy": opened.executors.policy().to_string(),
+        "choices": choices,
         "memory_limit": opened.memory_limit,
         "device": format!("{:?}", opened.model.device()),
         "threads": tch::get_num_threads(),
@@ -259,7 +324,7 @@ fn record_executor(opened: &Opened) -> Result<()> {
         "host": env!("CARGO_PKG_VERSION"),
     });
     let path = opened.run.path().join("executor.json");
-    std::fs::write(&path, format!("{choice:#}\n")).with_context(|| format!("writing {}", path.display()))
+    std::fs::write(&path, format!("{document:#}\n")).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Writes the run's configuration to TensorBoard.

@@ -1,6 +1,7 @@
-//! The reference executor: programs carried out operation by operation on libtorch tensors.
+//! Executors: programs carried out on libtorch tensors.
 //!
-//! Gradients are libtorch's. It is always available and is the judge of every faster executor.
+//! The reference executor carries a program out operation by operation; its gradients are libtorch's.
+//! It is always available and is the judge of every faster executor.
 //!
 //! | module | does |
 //! |---|---|
@@ -13,8 +14,15 @@
 //! | [`plan`] | when and how each node of a step is computed |
 //! | [`scan`] | fast weights: initial memory, writes, reads |
 //! | [`walk`] | the steps, one after another, in recomputed segments where memory is short |
+//! | [`kernel`] | the steps as one compiled kernel |
+//! | [`chunk`] | affine rules as matrix products over chunks of steps |
+//! | [`choose`] | which executor carries out the steps of a rule, and why |
+//! | [`verify`] | a faster executor compared with the reference on small random data |
 
+pub mod choose;
+pub mod chunk;
 pub mod evaluate;
+pub mod kernel;
 pub mod ops;
 pub mod plan;
 pub mod prepared;
@@ -22,4 +30,5 @@ pub mod scan;
 pub mod solve;
 pub mod time;
 pub mod value;
-mod walk;
+pub mod verify;
+pub mod walk;

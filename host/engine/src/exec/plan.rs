@@ -4,6 +4,8 @@ use anyhow::Result;
 use fwp_program::{Separation, When};
 use fwp_sdk::program::{Function, Node, NodeId, Op, Output, Program, Span, State, Type};
 
+use super::choose::Made;
+
 /// A function of a rule, scheduled.
 pub struct StepPlan {
     /// The function.
@@ -24,6 +26,10 @@ pub struct StepPlan {
     pub uses_index: bool,
     /// Elements that one step computes for one head, for the memory estimate.
     pub step_elements: usize,
+    /// Types of the nodes.
+    pub types: Vec<Type>,
+    /// What faster executors made of this plan.
+    pub made: Made,
 }
 
 /// A state of a walk.
@@ -93,7 +99,13 @@ impl StepPlan {
         // A feature map that is called in the step may ask for the index too.
         let asks = |f: &Function| f.nodes.iter().any(|n| n.op == Op::StepIndex);
         let uses_index = asks(&function) || program.functions.iter().any(asks) || states.iter().any(|s| s.state.held > 1);
-        Ok(StepPlan { function, states, when, work, kept, crossing, next, uses_index, step_elements })
+        let made = Made::default();
+        Ok(StepPlan { function, states, when, work, kept, crossing, next, uses_index, step_elements, types, made })
+    }
+
+    /// The nodes of the step whose values are kept for every step, in order.
+    pub fn kept_nodes(&self) -> impl Iterator<Item = usize> {
+        (0..self.function.nodes.len()).filter(|i| self.when[*i] == When::Step && self.kept[*i])
     }
 }
 

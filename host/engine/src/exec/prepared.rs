@@ -69,6 +69,8 @@ impl Read {
 pub struct Slot {
     /// Name in the recipe.
     pub name: String,
+    /// Path prefix of the parameters that the whole model shares.
+    pub shared: String,
     /// The feature map.
     pub map: Prepared,
     /// The update rule.
@@ -101,7 +103,24 @@ impl Slot {
             _ => anyhow::bail!("feature map `{}` does not give one vector", map.program.name),
         };
         let effective = effective(&rule.program);
-        Ok(Slot { name: programs.name.clone(), map, rule, key, step, effective, apart, earlier: Mutex::default() })
+        let shared = format!("shared.{}.", programs.name);
+        Ok(Slot { name: programs.name.clone(), shared, map, rule, key, step, effective, apart, earlier: Mutex::default() })
+    }
+
+    /// A recurrent cell of a slow net in the place of a rule: it has no feature map, and is only walked.
+    pub fn of_cell(net: Prepared, step: StepPlan) -> Slot {
+        let nothing = Program { functions: vec![], entries: vec![], slots: vec![], files: vec![], ..net.program.clone() };
+        Slot {
+            name: step.function.name.clone(),
+            shared: "shared.".into(),
+            map: Prepared { program: nothing, types: Types { functions: vec![], nodes: vec![] } },
+            rule: net,
+            key: 0,
+            step: Arc::new(step),
+            effective: None,
+            apart: Err("a cell is not a rule".into()),
+            earlier: Mutex::default(),
+        }
     }
 
     /// The whole step with outputs that read this state.

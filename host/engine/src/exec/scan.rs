@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail};
 use fwp_sdk::program::{Function, Op, Parameter, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
+use super::choose::Executors;
 use super::evaluate::{self, Place, Surroundings, Table};
 use super::ops::sizes;
 use super::plan::{WalkState, declared};
 pub use super::prepared::Read;
 use super::prepared::Slot;
 use super::value::{Datum, Lead, Memory, Precision, Value};
-use super::walk;
 
 /// Fast weights of a slot at one place of a model.
 pub struct FastWeights {
@@ -32,6 +32,8 @@ pub struct FastWeights {
     pub precision: Precision,
     /// Bytes that one scan may keep for its backward pass.
     pub memory_limit: u64,
+    /// What carries out the steps.
+    pub executors: Arc<Executors>,
 }
 
 /// What steers a scan beside its inputs.
@@ -146,14 +148,14 @@ impl FastWeights {
     /// Writes and reads along the steps: outputs `[steps, n, ...]` (output, then extras) and the final memory.
     /// `inputs` are the rule's inputs in order, after the feature map.
     pub fn scan(&self, inputs: &[Value], memory: Memory, masks: &Masks, read: Read) -> Result<(Vec<Value>, Memory)> {
-        walk::walk(self, &self.slot.plan(read)?, inputs, memory, masks)
+        self.executors.clone().run(self, &self.slot.plan(read)?, inputs, memory, masks)
     }
 
     /// Writes `[steps, n, ...]` inputs; gives the memory afterwards.
     pub fn write(&self, inputs: &[(String, Value)], memory: Memory, masks: &Masks) -> Result<Memory> {
         let plan = &self.slot.apart()?.write;
         let arguments = in_order(&plan.function, inputs)?;
-        Ok(walk::walk(self, plan, &arguments, memory, masks)?.1)
+        Ok(self.executors.clone().run(self, plan, &arguments, memory, masks)?.1)
     }
 
     /// Reads with inputs `[steps, n, ...]` or `[n, ...]`, the memory staying as it is: output, then extras.
@@ -220,7 +222,7 @@ impl Surroundings for InStep<'_> {
         self.weights.precision
     }
     fn shared(&self) -> String {
-        format!("shared.{}.", self.weights.slot.name)
+        self.weights.slot.shared.clone()
     }
     fn parameter(&self, path: &str, _: &Parameter) -> Result<Value> {
         self.weights.parameters.get(path)
@@ -246,7 +248,7 @@ impl Surroundings for InMap<'_> {
         self.weights.precision
     }
     fn shared(&self) -> String {
-        format!("shared.{}.", self.weights.slot.name)
+        self.weights.slot.shared.clone()
     }
     fn parameter(&self, path: &str, _: &Parameter) -> Result<Value> {
         self.weights.parameters.get(path)

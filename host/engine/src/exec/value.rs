@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 /// The leading axes of a tensor, always in this order.
 ///
 /// A program speaks of one sample; its value at run time may also vary by step, by sample and along a sequence axis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Lead {
     /// All steps of a scan at once, `[time, ...]`.
     pub steps: bool,

@@ -22,60 +22,106 @@ pub fn walk(
     memory: Memory,
     masks: &Masks,
 ) -> Result<(Vec<Value>, Memory)> {
-    let masked = masks.write.iter().chain(&masks.reset).map(|m| m.size()[0]);
-    let steps = inputs.iter().filter(|v| v.lead.steps).map(|v| v.tensor.size()[0]).chain(masked).next().unwrap_or(1);
-    let n = memory.index.size()[0];
-    let (index, last) = step_indices(&memory.index, masks, steps, plan.uses_index)?;
-    let mut states: Vec<Tensor> = memory.states.iter().take(plan.states.len()).map(Tensor::shallow_clone).collect();
-    if let Some(missing) = plan.states.get(states.len()..) {
-        // Copies that are made for reading take their values at the first step.
-        states.extend(weights.initial_states(missing, n)?);
-    }
-
-    // Before the walk: what no state enters.
-    let around = InStep { weights, states: &[], index };
-    let nodes = &plan.function.nodes;
-    let mut values: Vec<Option<Datum>> = vec![None; nodes.len()];
-    for i in 0..nodes.len() {
-        if matches!(plan.when[i], When::Once | When::AllSteps) {
-            values[i] = Some(compute(&around, plan, i, inputs, &values)?);
-        }
-    }
-    let crossing = plan.crossing.iter().map(|o| Ok((*o, tensor(&values, *o)?.clone()))).collect::<Result<Vec<_>>>()?;
-
+    let (around, mut states) = Around::before(weights, plan, inputs, &memory, masks)?;
+    let (n, steps) = (around.samples, around.steps);
+    let crossing = plan.crossing.iter().map(|o| Ok((*o, around.value(*o)?.clone()))).collect::<Result<Vec<_>>>()?;
     let mut pieces: Vec<Vec<Tensor>> = Vec::new();
     let segment = segment_length(weights, plan, n, steps);
     let mut start = 0;
     while start < steps {
         let length = segment.min(steps - start);
-        let part = Part::cut(&crossing, &around.index, masks, states, start, length)?;
+        let part = Part::cut(&crossing, around.index(), masks, states, start, length)?;
         let kept;
         (states, kept) = if segment < steps { walk_again(weights, plan, part)? } else { walk_part(weights, plan, part)? };
         pieces.push(kept);
         start += length;
     }
-
-    // After the walk: kept values of all steps, then what is computed from them.
-    let of_steps = (0..nodes.len()).filter(|i| plan.when[*i] == When::Step && plan.kept[*i]);
-    for (k, i) in of_steps.enumerate() {
+    let joined = (0..plan.kept_nodes().count()).map(|k| {
         let parts: Vec<&Tensor> = pieces.iter().map(|p| &p[k]).collect();
-        let joined = if let [one] = parts[..] { one.shallow_clone() } else { Tensor::f_cat(&parts, 0)? };
-        values[i] = Some(Datum::Value(Value::new(joined, Lead::STEPS)));
-    }
-    for i in 0..nodes.len() {
-        if plan.when[i] == When::After {
-            values[i] = Some(compute(&around, plan, i, inputs, &values)?);
+        Ok(if let [one] = parts[..] { one.shallow_clone() } else { Tensor::f_cat(&parts, 0)? })
+    });
+    around.after(joined.collect::<Result<_>>()?, states)
+}
+
+/// What lies before and after the steps of a walk, whoever walks them.
+pub(super) struct Around<'a> {
+    /// Number of samples times heads.
+    pub samples: i64,
+    /// Number of steps.
+    pub steps: i64,
+    plan: &'a StepPlan,
+    inputs: &'a [Value],
+    around: InStep<'a>,
+    values: Vec<Option<Datum>>,
+    slot: usize,
+    last: Tensor,
+}
+
+impl<'a> Around<'a> {
+    /// Computes what no state enters, once or for all steps; gives the states before the first step too.
+    pub fn before(
+        weights: &'a FastWeights,
+        plan: &'a StepPlan,
+        inputs: &'a [Value],
+        memory: &Memory,
+        masks: &Masks,
+    ) -> Result<(Around<'a>, Vec<Tensor>)> {
+        let steps = length(inputs, masks);
+        let samples = memory.index.size()[0];
+        let (index, last) = step_indices(&memory.index, masks, steps, plan.uses_index)?;
+        let mut states: Vec<Tensor> = memory.states.iter().take(plan.states.len()).map(Tensor::shallow_clone).collect();
+        if let Some(missing) = plan.states.get(states.len()..) {
+            // Copies that are made for reading take their values at the first step.
+            states.extend(weights.initial_states(missing, samples)?);
         }
+        let around = InStep { weights, states: &[], index };
+        let values = vec![None; plan.function.nodes.len()];
+        let mut made = Around { samples, steps, plan, inputs, around, values, slot: memory.slot, last };
+        made.compute(&[When::Once, When::AllSteps])?;
+        Ok((made, states))
     }
-    let outputs = plan.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
-    let outputs: Result<Vec<Value>> = outputs
-        .map(|o| {
-            let v = tensor(&values, o.node as usize)?;
-            let shape: Vec<i64> = [steps, n].into_iter().chain(v.shape()).collect();
-            Ok(Value::new(v.aligned(Lead::STEPS, v.rank())?.f_expand(shape, false)?, Lead::STEPS))
-        })
-        .collect();
-    Ok((outputs?, Memory { slot: memory.slot, states, index: last }))
+
+    /// The value of a node that is computed before the steps, or of one that is computed afterwards.
+    pub fn value(&self, node: usize) -> Result<&Value> {
+        tensor(&self.values, node)
+    }
+
+    /// The index of every step, as [`step_indices`] gives it.
+    pub fn index(&self) -> &Value {
+        &self.around.index
+    }
+
+    /// Computes what follows from the steps: `kept` holds `[steps, n, ...]` of [`StepPlan::kept_nodes`], `states` those after the last step.
+    pub fn after(mut self, kept: Vec<Tensor>, states: Vec<Tensor>) -> Result<(Vec<Value>, Memory)> {
+        for (i, tensor) in self.plan.kept_nodes().zip(kept) {
+            self.values[i] = Some(Datum::Value(Value::new(tensor, Lead::STEPS)));
+        }
+        self.compute(&[When::After])?;
+        let outputs = self.plan.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
+        let outputs: Result<Vec<Value>> = outputs
+            .map(|o| {
+                let v = self.value(o.node as usize)?;
+                let shape: Vec<i64> = [self.steps, self.samples].into_iter().chain(v.shape()).collect();
+                Ok(Value::new(v.aligned(Lead::STEPS, v.rank())?.f_expand(shape, false)?, Lead::STEPS))
+            })
+            .collect();
+        Ok((outputs?, Memory { slot: self.slot, states, index: self.last }))
+    }
+
+    fn compute(&mut self, stages: &[When]) -> Result<()> {
+        for i in 0..self.values.len() {
+            if stages.contains(&self.plan.when[i]) {
+                self.values[i] = Some(compute(&self.around, self.plan, i, self.inputs, &self.values)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number of steps that inputs and masks speak of; 1 where nothing says it.
+pub(super) fn length(inputs: &[Value], masks: &Masks) -> i64 {
+    let masked = masks.write.iter().chain(&masks.reset).map(|m| m.size()[0]);
+    inputs.iter().filter(|v| v.lead.steps).map(|v| v.tensor.size()[0]).chain(masked).next().unwrap_or(1)
 }
 
 /// How many steps are walked in one go; all of them where the memory limit allows it.
@@ -142,8 +188,7 @@ fn walk_part(weights: &FastWeights, plan: &StepPlan, part: Part) -> Result<(Vec<
         }
         states = next;
     }
-    let of_steps = (0..nodes.len()).filter(|i| plan.when[*i] == When::Step && plan.kept[*i]);
-    let stacked: Result<Vec<Tensor>> = of_steps.map(|i| Ok(Tensor::f_stack(&kept[i], 0)?)).collect();
+    let stacked: Result<Vec<Tensor>> = plan.kept_nodes().map(|i| Ok(Tensor::f_stack(&kept[i], 0)?)).collect();
     Ok((states, stacked?))
 }
 
@@ -184,6 +229,7 @@ fn walk_again(weights: &FastWeights, plan: &Arc<StepPlan>, part: Part) -> Result
             prefix: prefix.clone(),
             precision,
             memory_limit: u64::MAX,
+            executors: Arc::default(),
         };
         let (mut states, kept) = walk_part(&weights, &plan, part)?;
         states.extend(kept);

@@ -1,15 +1,19 @@
 //! A model: programs composed with parameters.
 
+mod cell;
 pub mod init;
 mod net;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
+use cell::Cell;
 use fwp_program::{ModelPrograms, ParameterSpec, Source};
 use fwp_sdk::program::{Training, entry};
 use tch::{Device, Kind, Tensor};
 
+use crate::exec::choose::{Executor, Executors, Policy};
 use crate::exec::evaluate;
 use crate::exec::prepared::{Composed, Prepared};
 use crate::exec::value::{Datum, Lead, Precision, Value};
@@ -22,6 +26,9 @@ pub type Carry = BTreeMap<String, Vec<Tensor>>;
 /// Named tensors from inside of a model.
 type Probes = Vec<(String, Tensor)>;
 
+/// Cells by function and number of states, as walks where they are such.
+type Cells = HashMap<(usize, usize), Option<Arc<Cell>>>;
+
 /// A slow net with its feature maps and update rules, ready to compute.
 pub struct Model {
     composed: Composed,
@@ -30,6 +37,8 @@ pub struct Model {
     by_path: HashMap<String, usize>,
     precision: Precision,
     memory_limit: u64,
+    executors: Arc<Executors>,
+    cells: Mutex<Cells>,
 }
 
 impl Model {
@@ -48,7 +57,21 @@ impl Model {
             parameters.push(Parameter { name: spec.path.clone(), tensor: tensor.set_requires_grad(trainable), decay, trainable });
         }
         let by_path = specs.iter().enumerate().map(|(i, s)| (s.path.clone(), i)).collect();
-        Ok(Model { composed, specs, parameters, by_path, precision, memory_limit })
+        Ok(Model {
+            composed,
+            specs,
+            parameters,
+            by_path,
+            precision,
+            memory_limit,
+            executors: Arc::default(),
+            cells: Mutex::default(),
+        })
+    }
+
+    /// The same model, its rules carried out by these executors; [`Model::new`] uses the reference.
+    pub fn with_executors(self, executors: Arc<Executors>) -> Model {
+        Model { executors, ..self }
     }
 
     /// Precision and device.
@@ -59,6 +82,17 @@ impl Model {
     /// Number of trained elements.
     pub fn trained_elements(&self) -> usize {
         self.parameters.iter().filter(|p| p.trainable).map(|p| p.tensor.numel()).sum()
+    }
+
+    /// The cell of a function as a walk; none where it is carried out step by step, as the reference does always.
+    fn cell(&self, function: usize, states: usize) -> Option<Arc<Cell>> {
+        if self.executors.policy() == Policy::Only(Executor::Reference) {
+            return None;
+        }
+        // Cells are put in whole, so a panic elsewhere leaves nothing half done.
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Cell::new(&self.composed.net, function, states).map(Arc::new);
+        cells.entry((function, states)).or_insert_with(made).clone()
     }
 
     fn run(

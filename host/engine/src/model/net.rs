@@ -8,6 +8,7 @@ use fwp_program::{Source, child};
 use fwp_sdk::program::{Op, Parameter, Role, RuleInput, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
+use super::cell::{Call as CellCall, Cell};
 use super::{Carry, Model, Probes, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
 use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
@@ -154,6 +155,7 @@ impl<'a> InNet<'a> {
             prefix,
             precision: self.model.precision,
             memory_limit: self.model.memory_limit,
+            executors: self.model.executors.clone(),
         })
     }
 
@@ -326,6 +328,9 @@ impl<'a> InNet<'a> {
             Some(left) => unflatten(left, &initial)?,
             None => initial.clone(),
         };
+        if let Some(cell) = self.model.cell(function, states) {
+            return self.walked(at, &cell, &prefix, key, &initial, &current, &operands[states..]);
+        }
         let sequences: Vec<Vec<Tensor>> =
             operands[states..].iter().map(|d| Ok(d.value()?.tensor.f_unbind(1)?)).collect::<Result<_>>()?;
         let length = sequences.first().map_or(0, Vec::len);
@@ -356,6 +361,47 @@ impl<'a> InNet<'a> {
             all.push(Datum::Value(Value::new(Tensor::f_stack(&list, 1)?, Lead::AXIS)));
         }
         Ok(Datum::Tuple(all))
+    }
+
+    /// A cell whose steps are a walk.
+    #[expect(clippy::too_many_arguments, reason = "what `scan` has found")]
+    fn walked(
+        &self,
+        at: &Place<'_>,
+        cell: &Cell,
+        prefix: &str,
+        key: String,
+        initial: &[Datum],
+        current: &[Datum],
+        sequences: &[&Datum],
+    ) -> Result<Datum> {
+        let tensors =
+            |data: &[Datum]| -> Result<Vec<Tensor>> { data.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect() };
+        let sequences: Vec<Tensor> = sequences.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect::<Result<_>>()?;
+        let length = sequences.first().context("internal: a cell without inputs")?.size()[1];
+        let mut parameters = Table::default();
+        for spec in &self.model.specs {
+            if matches!(spec.source, Source::Net) && (spec.path.starts_with(prefix) || spec.path.starts_with("shared.")) {
+                parameters.0.insert(spec.path.clone(), Value::new(self.value_of(&spec.path)?, Lead::NONE));
+            }
+        }
+        let (states, outputs) = cell.run(CellCall {
+            prefix,
+            parameters,
+            initial: tensors(initial)?,
+            current: tensors(current)?,
+            sequences,
+            reset: self.resets(at.axis(), length)?,
+            precision: self.model.precision,
+            memory_limit: self.model.memory_limit,
+            executors: self.model.executors.clone(),
+        })?;
+        if self.pass.carry {
+            self.leaving.borrow_mut().insert(key, states.iter().map(Tensor::shallow_clone).collect());
+        }
+        let last = states.into_iter().map(|t| Datum::Value(Value::new(t, Lead::BATCH)));
+        let along = outputs.into_iter().map(|t| Datum::Value(Value::new(t, Lead::AXIS)));
+        Ok(Datum::Tuple(last.chain(along).collect()))
     }
 
     /// A value with its batch axis written out.

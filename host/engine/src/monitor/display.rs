@@ -1,6 +1,6 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,7 @@ pub(super) struct Display {
     lines: bool,
     total: u64,
     first: u64,
+    evaluate_every: u64,
     started: Instant,
     printed: Option<Instant>,
     newest: Newest,
@@ -60,7 +61,7 @@ struct Newest {
 }
 
 impl Display {
-    pub(super) fn new(progress: Progress, total: u64, first: u64) -> Self {
+    pub(super) fn new(progress: Progress, total: u64, first: u64, evaluate_every: u64) -> Self {
         let terminal = progress == Progress::Auto && std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
@@ -77,6 +78,7 @@ impl Display {
             bar,
             total,
             first,
+            evaluate_every,
             started: Instant::now(),
             printed: None,
             newest: Newest { step: first, ..Newest::default() },
@@ -101,12 +103,16 @@ impl Display {
             bar.set_position(step);
             bar.set_message(tail(&self.newest, self.remaining()));
         }
-        let due = self.printed.is_none_or(|at| at.elapsed() >= LINE_EVERY);
-        if self.lines && (due || evaluated || step >= self.total) {
+        if self.lines && self.is_due(step, evaluated) {
             self.printed = Some(Instant::now());
-            let head = format!("step {step}/{}  ", self.total);
-            eprintln!("{head}{}", tail(&self.newest, self.remaining()));
+            put(&format!("step {step}/{}  {}", self.total, tail(&self.newest, self.remaining())));
         }
+    }
+
+    /// Whether a plain line is printed now; where an evaluation of this very step follows, it is printed then, once for both.
+    fn is_due(&self, step: u64, evaluated: bool) -> bool {
+        let follows = step >= self.total || (self.evaluate_every > 0 && step.is_multiple_of(self.evaluate_every));
+        evaluated || (!follows && self.printed.is_none_or(|at| at.elapsed() >= LINE_EVERY))
     }
 
     /// Prints a line above the bar, or as it is.
@@ -135,10 +141,15 @@ impl Display {
 /// Prints a line on stderr; on a terminal, one that is too long goes on below its beginning.
 pub fn say(text: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{}", wrapped(text, columns()));
+        put(&wrapped(text, columns()));
     } else {
-        eprintln!("{text}");
+        put(text);
     }
+}
+
+/// Prints on stderr. Nobody may be there to read it any more, which is no reason to end.
+fn put(text: &str) {
+    _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The columns of the terminal.
@@ -201,6 +212,18 @@ mod tests {
         assert_eq!(tail(&Newest::default(), None), "");
         assert_eq!(clock(Duration::from_secs(3725)), "1:02:05");
         assert_eq!(short(f64::NAN), "NaN");
+    }
+
+    #[test]
+    fn a_step_that_is_evaluated_has_one_line() {
+        let mut display = Display::new(Progress::None, 25, 0, 10);
+        assert!(display.is_due(1, false), "nothing was printed yet");
+        assert!(!display.is_due(10, false) && display.is_due(10, true));
+        assert!(!display.is_due(25, false) && display.is_due(25, true), "the last step is evaluated too");
+        display.printed = Some(Instant::now());
+        assert!(!display.is_due(11, false) && display.is_due(20, true));
+        let only_last = Display::new(Progress::None, 25, 0, 0);
+        assert!(only_last.is_due(10, false) && !only_last.is_due(25, false));
     }
 
     #[test]

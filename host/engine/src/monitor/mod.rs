@@ -51,6 +51,8 @@ pub struct MonitorOptions {
     pub resumed_at: Option<u64>,
     /// The step at which the run ends, for the display.
     pub total_steps: u64,
+    /// Every how many steps an evaluation follows, 0 for only after the last, for the display.
+    pub evaluate_every: u64,
     /// How progress is shown on stderr.
     pub progress: Progress,
 }
@@ -260,7 +262,8 @@ struct Actor {
 
 impl Actor {
     fn new(record: Record, options: &MonitorOptions) -> Self {
-        let display = Display::new(options.progress, options.total_steps, options.resumed_at.unwrap_or(0));
+        let first = options.resumed_at.unwrap_or(0);
+        let display = Display::new(options.progress, options.total_steps, first, options.evaluate_every);
         let mut actor = Self { record: Some(record), events: None, display };
         if let Some(folder) = &options.events {
             match Events::open(folder, options.resumed_at) {
@@ -364,6 +367,7 @@ mod tests {
             events: Some(folder.join("events")),
             resumed_at: None,
             total_steps: 10,
+            evaluate_every: 0,
             progress: Progress::None,
         }
     }

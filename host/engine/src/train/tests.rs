@@ -219,6 +219,7 @@ fn go(model: &ToyModel, task: ToyTask, settings: &Settings, run: &RunDir, resume
         events: settings.monitor.tensorboard.then(|| run.path().to_owned()),
         resumed_at: start.as_ref().map(|s| s.state.step),
         total_steps: settings.train.steps,
+        evaluate_every: settings.eval.every,
         progress: Progress::None,
     })?;
     let task: Arc<dyn Task> = Arc::new(task);
@@ -316,6 +317,7 @@ fn a_run_of_accumulated_batches_equals_one_of_large_ones() {
             events: None,
             resumed_at: None,
             total_steps: 5,
+            evaluate_every: settings.eval.every,
             progress: Progress::None,
         })
         .unwrap();

@@ -1,12 +1,16 @@
 //! A rule walked by the interpreter of `fwp-program`, one head of one sequence at a time, as a judge of the executor.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use fwp_engine::command::apply::apply;
+use fwp_engine::exec::choose::{Executor, Executors, Policy, Refused};
+use fwp_engine::exec::kernel::buffers::poison;
 use fwp_program::interpret::{Array, Inputs, Value, evaluate};
 use fwp_sdk::program::{Function, Program, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
-use super::{Numbers, close, run, values};
+use super::{DOUBLE, Numbers, close, run, values};
 
 /// What a rule is tried on.
 pub struct Trial {
@@ -192,7 +196,7 @@ pub fn interpreted(rule: &Program, map: &Program, trial: &Trial, file: &File) ->
     out
 }
 
-/// Compares `apply` with the interpreter: outputs, extra outputs, final states, and the gradient of everything that goes in.
+/// Compares `apply` with the interpreter, and the fast executors with the reference: outputs, extra outputs, final states, and the gradient of everything that goes in.
 pub fn agrees(rule: &Program, map: &Program, trial: &Trial) {
     let mut numbers = Numbers::new((trial.batch * 100 + trial.steps * 10 + trial.heads) as u64);
     let mut inputs = file(rule, map, trial, &mut numbers);
@@ -205,6 +209,18 @@ pub fn agrees(rule: &Program, map: &Program, trial: &Trial) {
     for (name, wanted) in &expected {
         close(&got[name], &Tensor::from_slice(wanted).reshape(got[name].size()), 1e-11, name);
         assert_eq!(got[name], plain[name], "{name} with and without gradients");
+    }
+    for executor in [Executor::Scan, Executor::Chunkwise] {
+        let only = Arc::new(Executors::new(Policy::Only(executor)));
+        poison(true);
+        let found = apply(rule, map, &inputs, DOUBLE, true, &only);
+        poison(false);
+        match found {
+            Ok(found) => got.iter().for_each(|(n, t)| close(&found[n], t, 1e-9, &format!("{} by {executor}: {n}", rule.name))),
+            // Not every rule has a chunkwise form; what serves may not go wrong.
+            Err(e) if e.chain().any(|cause| cause.is::<Refused>()) => eprintln!("{e:#}"),
+            Err(e) => panic!("{} by {executor}: {e:#}", rule.name),
+        }
     }
     let weights: BTreeMap<&String, Vec<f64>> = expected.keys().map(|n| (n, values(&inputs[&format!("grad.{n}")]))).collect();
     let loss = |file: &File| -> f64 {

@@ -6,6 +6,7 @@ pub mod interpreted;
 use std::collections::BTreeMap;
 
 use fwp_engine::command::apply::apply;
+use fwp_engine::exec::choose::{Executor, Executors, Policy};
 use fwp_engine::exec::value::Precision;
 use fwp_engine::model::{Carry, Model};
 use fwp_engine::train::{Output, Pass, TrainModel};
@@ -61,7 +62,7 @@ pub fn identity(dim: usize) -> Program {
 
 /// The rule applied with the identity map; float64.
 pub fn run(rule: &Program, map: &Program, file: &BTreeMap<String, Tensor>, grad: bool) -> BTreeMap<String, Tensor> {
-    apply(rule, map, file, DOUBLE, grad).unwrap()
+    apply(rule, map, file, DOUBLE, grad, &Default::default()).unwrap()
 }
 
 pub fn values(t: &Tensor) -> Vec<f64> {
@@ -226,7 +227,20 @@ pub fn compose<N: SlowNet>(config: Value, task: &TaskIo, slot: Option<TestSlot>)
 
 /// A float64 model that keeps everything for its backward pass.
 pub fn model(programs: &ModelPrograms, seed: u64) -> Model {
-    Model::new(programs, DOUBLE, seed, u64::MAX).unwrap()
+    let policy = POLICY.with(std::cell::Cell::get);
+    Model::new(programs, DOUBLE, seed, u64::MAX).unwrap().with_executors(std::sync::Arc::new(Executors::new(policy)))
+}
+
+thread_local! {
+    /// The executors of the models of this thread's test.
+    static POLICY: std::cell::Cell<Policy> = const { std::cell::Cell::new(Policy::Only(Executor::Reference)) };
+}
+
+/// Runs tests again with the models of this thread on compiled kernels.
+pub fn by_kernels(tests: &[fn()]) {
+    POLICY.with(|p| p.set(Policy::Only(Executor::Scan)));
+    tests.iter().for_each(|test| test());
+    POLICY.with(|p| p.set(Policy::Only(Executor::Reference)));
 }
 
 pub fn vectors(name: &str, dim: usize) -> Port {

@@ -1,6 +1,9 @@
 //! Parts as plugins write them, described through the SDK's public face.
 #![allow(dead_code)] // every test file uses its own few
 
+#[allow(unused)]
+pub mod kernels;
+
 use fwp_program::{ModelPrograms, SlotPrograms};
 use fwp_sdk::build::{Memory, Port, PortKind};
 use fwp_sdk::prelude::*;

@@ -636,7 +636,7 @@ fn files_are_found_and_bounded() {
     assert_eq!(read(&folder.path().join("my debug.toml")).unwrap().name, "my-debug");
     for (path, want) in [
         ("deltnet", "ZOO/deltnet: there is no such recipe; did you mean `ZOO/deltanet`?"),
-        ("zzz", "ZOO/zzz: there is no such recipe"),
+        ("zzz", "ZOO/zzz: there is no such recipe; see `fwp-host zoo list` for those of the zoo"),
         ("", "ZOO/: the folder holds no recipe.toml; name a recipe file or its folder"),
     ] {
         assert_eq!(read(&folder.path().join(path)).unwrap_err(), want);

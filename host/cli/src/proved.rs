@@ -1,0 +1,132 @@
+//! What the host proved about an update rule, in words and as JSON.
+
+use fwp_program::analysis::{Additive, Affine, Analysis, Canonical, Class, Finding, Range, Stratum};
+use fwp_sdk::program::Program;
+use serde_json::{Value, json};
+
+use crate::failure::literal;
+use crate::output::{self, WIDTH};
+
+fn range(range: Range) -> &'static str {
+    match range {
+        Range::Log => "positive, its logarithm is known exactly",
+        Range::Positive => "positive",
+        Range::Signed => "of either sign or possibly zero",
+    }
+}
+
+fn affine(affine: Affine) -> &'static str {
+    match affine {
+        Affine::Proven => "proven",
+        Affine::InNumbers => "in numbers",
+        Affine::No => "no",
+        Affine::Unknown => "unknown",
+    }
+}
+
+fn names(p: &Program, states: &[u32]) -> Vec<String> {
+    states.iter().filter_map(|s| p.states.get(*s as usize)).map(|s| s.name.clone()).collect()
+}
+
+/// Which states have a form and which are walked, in words.
+fn chunks(p: &Program, c: &Canonical) -> String {
+    let list = |walked: bool| -> Vec<String> {
+        let of = |s: &Stratum| match s {
+            Stratum::Chunk(f) if !walked => names(p, &[f.state]),
+            Stratum::Walk(w) if walked => names(p, &w.states),
+            _ => Vec::new(),
+        };
+        c.strata.iter().flat_map(of).collect()
+    };
+    let walked = list(true);
+    let mut text = format!("{} in chunks", list(false).join(", "));
+    if !walked.is_empty() {
+        text += &format!(", {} walked", walked.join(", "));
+    }
+    text
+}
+
+/// The finding in words and symbols, lines of at most [`WIDTH`] columns where words allow it.
+pub fn text(p: &Program, a: &Analysis) -> String {
+    let mut out = String::new();
+    let mut line = |indent: usize, text: &str| {
+        out += &output::wrapped(&output::indented(&literal(text), indent), WIDTH);
+        out.push('\n');
+    };
+    for f in &a.findings {
+        line(2, &heading(p, f));
+        for equation in &f.formula {
+            line(6, equation);
+        }
+        for (name, r) in &f.ranges {
+            line(4, &format!("decay {name}: {}", range(*r)));
+        }
+        match &f.independent[..] {
+            [] => {}
+            [axis] => line(4, &format!("{axis} are independent of each other")),
+            _ => line(4, "rows and columns are independent of each other"),
+        }
+        if let Some(reason) = &f.obstacle {
+            line(4, &format!("in the way: {reason}"));
+        }
+    }
+    if !a.reads.is_empty() {
+        line(2, &format!("outputs read {}", a.reads.join("; ")));
+    }
+    let [before, step, after] = a.hoisted;
+    line(2, &format!("operations: {before} before the steps, {step} in a step, {after} after the steps"));
+    line(2, "executors");
+    line(4, "reference  yes");
+    let chunkwise = match &a.canonical {
+        Ok(c) => format!("yes: {}", chunks(p, c)),
+        Err(reason) => format!("no: {reason}"),
+    };
+    line(4, &format!("chunkwise  {chunkwise}"));
+    line(4, "scan       yes");
+    out
+}
+
+fn heading(p: &Program, f: &Finding) -> String {
+    let mut text = format!("{}: {}", names(p, &f.states).join(", "), f.class);
+    match f.additive {
+        Additive::None | Additive::Unknown => {}
+        // A vector or a number is added, no outer product.
+        Additive::Outer(_) if f.states.iter().all(|s| p.states[*s as usize].shape.len() < 2) => text += ", added to",
+        additive => text += &format!(", adds {additive}"),
+    }
+    if f.affine == Affine::InNumbers && f.class != Class::Unproven {
+        text += " (on random numbers)";
+    }
+    text
+}
+
+/// The finding as JSON.
+pub fn json(p: &Program, a: &Analysis) -> Value {
+    let strata = a.findings.iter().map(|f| {
+        json!({
+            "states": names(p, &f.states), "class": f.class.to_string(), "additive": f.additive.to_string(),
+            "affine": affine(f.affine), "formula": f.formula,
+            "decays": f.ranges.iter().map(|(name, r)| json!({"name": name, "range": range_name(*r)})).collect::<Vec<_>>(),
+            "independent": f.independent.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "obstacle": f.obstacle.as_ref().map(ToString::to_string),
+        })
+    });
+    let [before, step, after] = a.hoisted;
+    let chunkwise = match &a.canonical {
+        Ok(c) => json!({"applies": true, "how": chunks(p, c)}),
+        Err(reason) => json!({"applies": false, "reason": reason.to_string()}),
+    };
+    json!({
+        "strata": strata.collect::<Vec<_>>(), "reads": a.reads,
+        "operations": {"before": before, "step": step, "after": after},
+        "executors": {"reference": {"applies": true}, "chunkwise": chunkwise, "scan": {"applies": true}},
+    })
+}
+
+fn range_name(range: Range) -> &'static str {
+    match range {
+        Range::Log => "log",
+        Range::Positive => "positive",
+        Range::Signed => "signed",
+    }
+}

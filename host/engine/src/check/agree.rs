@@ -1,0 +1,209 @@
+//! An executor against the reference.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+use super::{DOUBLE, Report, SINGLE, Trial, distance, is_finite};
+use crate::trial::draw::seed_of;
+use crate::trial::executor::REFERENCE;
+use crate::trial::{Data, Outcome, Wanted};
+
+/// Every length that a chunk, a vector or a checkpoint may end badly at.
+pub(super) fn lengths(quick: bool) -> &'static [i64] {
+    if quick { &[1, 2, 17, 65] } else { &[1, 2, 15, 16, 17, 63, 64, 65, 100, 257] }
+}
+
+/// The longest length that rules are compared at which amplify every rounding error.
+const CHAOTIC_LENGTH: i64 = 65;
+/// A relative error of the float32 reference at the greatest length, above which a rule counts as one of those.
+const CHAOTIC_ERROR: f64 = 1e-3;
+
+/// Least number of elements that an error is taken over.
+/// That of a tensor of one element is luck, and four times another luck no measure: more sequences are taken where steps are few,
+/// and tensors that are small all the same (gradients of parameters) are judged by their errors over all places together.
+const ELEMENTS: i64 = 64;
+/// How much more a small tensor may differ at one place, where all that it sums may cancel.
+const LUCK: f64 = 64.0;
+
+/// How many times the error of the float32 reference an executor may have.
+const FACTOR: f64 = 4.0;
+/// An error that is always allowed, relative to the tensor: a few units in the last place.
+const FLOOR: f64 = 4.0 * f32::EPSILON as f64;
+/// The same in float64. Both sides err there, and none is known better, so it is twice as much and scaled from float32.
+const FACTOR_DOUBLE: f64 = 2.0 * FACTOR;
+const FLOOR_DOUBLE: f64 = 32.0 * f64::EPSILON;
+const DOUBLE_OF_SINGLE: f64 = f64::EPSILON / f32::EPSILON as f64;
+
+/// The case that seemed worst.
+#[derive(Default)]
+struct Worst {
+    ratio: f64,
+    place: String,
+}
+
+/// Squared errors of a small tensor over all places.
+#[derive(Default)]
+struct Pooled {
+    places: f64,
+    reference: f64,
+    single: f64,
+    double: f64,
+}
+
+impl Pooled {
+    /// The error of the float32 reference, and those of the executor in float32 and float64.
+    fn errors(&self) -> [f64; 3] {
+        [self.reference, self.single, self.double].map(|sum| (sum / self.places).sqrt())
+    }
+}
+
+/// What is allowed in float32 and float64, where the float32 reference has this error.
+fn allowed(of_reference: f64) -> [f64; 2] {
+    let double = (FACTOR_DOUBLE * of_reference * DOUBLE_OF_SINGLE).max(FLOOR_DOUBLE);
+    [(FACTOR * of_reference).max(FLOOR), double]
+}
+
+/// The names of the two types.
+const TYPES: [&str; 2] = ["float32", "float64"];
+
+/// Compares outputs, final states and gradients.
+pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
+    let subject = trial.subject;
+    let chaotic = is_chaotic(trial)?;
+    let mut worst = Worst::default();
+    let (mut compared, mut overflown) = (0, Vec::new());
+    let mut pooled: BTreeMap<String, Pooled> = BTreeMap::new();
+    let equal = (subject.sizes == "equal").then_some(subject.heads);
+    for length in equal.into_iter().chain(lengths(trial.quick).iter().copied()).filter(|n| chaotic.is_none() || *n <= CHAOTIC_LENGTH) {
+        for (states, masks) in [(false, false), (true, false), (false, true), (true, true)] {
+            let place = format!("length {length}, initial states {}, masks {}", yes(states), yes(masks));
+            let data = data(trial, length, states, masks)?;
+            let weights = weights(trial, &data)?;
+            let run = |executor, precision| subject.run(executor, precision, &data, Some(&weights));
+            let exact = run(REFERENCE, DOUBLE)?;
+            if !all_finite(&exact)? {
+                overflown.push(place);
+                continue;
+            }
+            let (single, got, got_double) = (run(REFERENCE, SINGLE)?, run(trial.executor, SINGLE)?, run(trial.executor, DOUBLE)?);
+            for ((((name, exact), (_, single)), (_, got)), (_, got_double)) in
+                exact.all().zip(single.all()).zip(got.all()).zip(got_double.all())
+            {
+                compared += 1;
+                let of_reference = distance(single, exact)?;
+                let errors = [distance(got, exact)?, distance(got_double, exact)?];
+                let mut bounds = allowed(of_reference);
+                if exact.numel() < ELEMENTS as usize {
+                    let pool = pooled.entry(name.clone()).or_default();
+                    pool.places += 1.0;
+                    pool.reference += of_reference.powi(2);
+                    pool.single += errors[0].powi(2);
+                    pool.double += errors[1].powi(2);
+                    bounds = bounds.map(|b| LUCK * b);
+                }
+                for k in 0..2 {
+                    let (precision, error, bound) = (TYPES[k], errors[k], bounds[k]);
+                    if error.is_nan() || error > bound {
+                        return Ok(Report::failed(format!(
+                            "`{name}` differs from the reference in {precision} at {place}: relative error {error:.2e}, \
+                             allowed {bound:.2e} (the float32 reference has {of_reference:.2e})"
+                        )));
+                    }
+                    if error / bound > worst.ratio {
+                        worst = Worst { ratio: error / bound, place: format!("`{name}` in {precision} at {place}") };
+                    }
+                }
+            }
+        }
+    }
+    for (name, pool) in &pooled {
+        let [of_reference, single, double] = pool.errors();
+        for ((precision, error), bound) in TYPES.into_iter().zip([single, double]).zip(allowed(of_reference)) {
+            if error > bound {
+                return Ok(Report::failed(format!(
+                    "`{name}` differs from the reference in {precision} over all {} places: relative error {error:.2e} (root mean square), \
+                     allowed {bound:.2e} (the float32 reference has {of_reference:.2e})",
+                    pool.places
+                )));
+            }
+            if error / bound > worst.ratio {
+                worst = Worst { ratio: error / bound, place: format!("`{name}` in {precision} over all places") };
+            }
+        }
+    }
+    if compared == 0 {
+        return Ok(Report::failed("the reference itself is not finite anywhere: nothing can be compared"));
+    }
+    let mut message = format!("{compared} tensors; the largest error is {:.0} % of what is allowed ({})", 100.0 * worst.ratio, worst.place);
+    if let Some(error) = chaotic {
+        message += &format!(
+            "; compared up to length {CHAOTIC_LENGTH} only, because the rule amplifies rounding: the float32 reference is off by {error:.1e} \
+             at length {}",
+            lengths(trial.quick).last().copied().unwrap_or_default()
+        );
+    }
+    if let [first, ..] = &overflown[..] {
+        message += &format!("; not compared where the float64 reference overflows ({} places, such as {first})", overflown.len());
+    }
+    Ok(Report::passed(message))
+}
+
+/// The error of the float32 reference at the greatest length, where that says that no executor can be judged there.
+fn is_chaotic(trial: &Trial<'_>) -> Result<Option<f64>> {
+    let length = lengths(trial.quick).last().copied().unwrap_or(1);
+    if length <= CHAOTIC_LENGTH {
+        return Ok(None);
+    }
+    let data = data(trial, length, false, false)?;
+    let exact = trial.subject.run(REFERENCE, DOUBLE, &data, None)?;
+    let single = trial.subject.run(REFERENCE, SINGLE, &data, None)?;
+    let mut error = 0.0f64;
+    for ((_, exact), (_, single)) in exact.values.iter().zip(&single.values) {
+        error = error.max(distance(single, exact)?);
+    }
+    Ok((error.is_nan() || error > CHAOTIC_ERROR).then_some(error))
+}
+
+/// Numbers that are the same in float32 and float64, so that an error is the executor's and not that of its inputs.
+fn data(trial: &Trial<'_>, steps: i64, states: bool, masks: bool) -> Result<Data> {
+    let subject = trial.subject;
+    // As many sequences as it takes for the elements of an input that has one for each head and step.
+    let batch = (ELEMENTS as u64).div_ceil((steps * subject.heads) as u64) as i64;
+    let batch = match subject.sizes.as_str() {
+        // All equal at length 4.
+        "equal" => batch.max(subject.heads),
+        // All different, and no factor in common.
+        "primes" => (batch.max(2)..).find(|n| (2..*n).all(|d| n % d != 0) && *n != subject.heads).unwrap_or(2),
+        _ => batch,
+    };
+    let seed = seed_of(trial.seed, &format!("{} {steps} {states} {masks}", subject.sizes));
+    let mut data = subject.draw(Wanted { batch, steps, states, masks }, seed)?;
+    for (_, t) in data.inputs.iter_mut().chain(&mut data.states).chain(&mut data.parameters) {
+        *t = single(t)?;
+    }
+    Ok(data)
+}
+
+fn weights(trial: &Trial<'_>, data: &Data) -> Result<Vec<Tensor>> {
+    let plain = trial.subject.run(REFERENCE, SINGLE, data, None)?;
+    trial.subject.weights(&plain, trial.seed)?.iter().map(single).collect()
+}
+
+fn single(t: &Tensor) -> Result<Tensor> {
+    Ok(t.f_to_kind(Kind::Float)?.f_to_kind(Kind::Double)?)
+}
+
+fn all_finite(outcome: &Outcome) -> Result<bool> {
+    for (_, t) in outcome.all() {
+        if !is_finite(t)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn yes(flag: bool) -> &'static str {
+    if flag { "yes" } else { "no" }
+}

@@ -1,0 +1,467 @@
+//! Which executor carries out the steps of a rule, and why.
+//!
+//! The choice is made once for each rule, precision, device and size of call, when it is first met, and remembered.
+//! What is chosen was compared with the reference before ([`super::verify`]).
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::Result;
+use fwp_program::analysis::{Stratum, analyse};
+use fwp_sdk::program::{Kind as PartKind, Program, entry};
+use serde_json::{Value as Json, json};
+use tch::{Device, Kind};
+
+use super::chunk::{self, ChunkPlan};
+use super::kernel::build::Kernels;
+use super::kernel::{self, Built};
+use super::plan::StepPlan;
+use super::scan::{FastWeights, Masks};
+use super::value::{Lead, Memory, Value};
+use super::verify::verify;
+use super::walk::{length, walk};
+
+/// A way to carry out the steps of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Executor {
+    /// Operation by operation; serves every rule.
+    Reference,
+    /// Matrix products over chunks of steps; for rules whose update is affine in the state.
+    Chunkwise,
+    /// One compiled kernel that keeps the state close.
+    Scan,
+}
+
+impl Executor {
+    /// All of them.
+    pub const ALL: [Executor; 3] = [Executor::Reference, Executor::Chunkwise, Executor::Scan];
+
+    /// The name on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Executor::Reference => "reference",
+            Executor::Chunkwise => "chunkwise",
+            Executor::Scan => "scan",
+        }
+    }
+}
+
+impl fmt::Display for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The fastest that serves.
+    Auto,
+    /// This one, or an error that says why it does not serve.
+    Only(Executor),
+}
+
+impl FromStr for Policy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Policy, String> {
+        if text == "auto" {
+            return Ok(Policy::Auto);
+        }
+        let found = Executor::ALL.into_iter().find(|e| e.name() == text);
+        found.map(Policy::Only).ok_or_else(|| format!("the executor is auto, reference, chunkwise or scan, not `{text}`"))
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Policy::Auto => f.write_str("auto"),
+            Policy::Only(e) => e.fmt(f),
+        }
+    }
+}
+
+/// What faster executors made of a plan.
+#[derive(Default)]
+pub struct Made {
+    /// Its kernels.
+    pub kernels: Kernels,
+    chunk: OnceLock<Result<Arc<ChunkPlan>, String>>,
+    /// By precision: whether the chunkwise form agrees with the step.
+    verified: Mutex<HashMap<Kind, Result<(), String>>>,
+}
+
+/// The chunkwise form of a plan, compared with the reference now if it was not yet.
+///
+/// # Errors
+/// Why there is none, for people.
+pub fn chunkwise(
+    weights: &FastWeights,
+    plan: &Arc<StepPlan>,
+    inputs: &[Value],
+    memory: &Memory,
+) -> Result<Arc<ChunkPlan>, String> {
+    let rule = &weights.slot.rule.program;
+    if rule.kind != PartKind::UpdateRule {
+        return Err("it is a recurrent cell, not an update rule".into());
+    }
+    let write = weights.slot.apart.as_ref().ok().filter(|apart| Arc::ptr_eq(plan, &apart.write));
+    if write.is_none() && !Arc::ptr_eq(plan, &weights.slot.step) {
+        return Err("its outputs read an earlier state, which is not served in chunks".into());
+    }
+    let made = plan.made.chunk.get_or_init(|| {
+        // Writes alone are a rule whose step gives nothing but its states.
+        let alone = write.map(|_| writes(rule, plan));
+        let rule = alone.as_ref().unwrap_or(rule);
+        let found = analyse(rule).map_err(|e| e.to_string())?;
+        let canonical = found.canonical.map_err(|why| why.to_string())?;
+        if canonical.strata.iter().all(|s| matches!(s, Stratum::Walk(_))) {
+            let why = canonical.strata.iter().find_map(|s| if let Stratum::Walk(w) = s { Some(w.why.clone()) } else { None });
+            return Err(why.unwrap_or_else(|| "it has no state".into()));
+        }
+        ChunkPlan::new(rule, &canonical).map(Arc::new)
+    });
+    let chunk = made.clone()?;
+    let run = |w: &FastWeights, _: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| chunk::run(w, &chunk, i, m, masks);
+    // Results are put in whole, so a panic elsewhere leaves nothing half done.
+    let mut verified = plan.made.verified.lock().unwrap_or_else(PoisonError::into_inner);
+    let agrees = verified.entry(weights.precision.kind).or_insert_with(|| {
+        verify(weights, plan, inputs, memory, &run)
+            .map_err(|why| format!("its chunkwise form does not agree with the step: {why}"))
+    });
+    agrees.clone()?;
+    Ok(chunk)
+}
+
+/// The rule with the function of a plan as its step.
+fn writes(rule: &Program, plan: &StepPlan) -> Program {
+    let mut alone = rule.clone();
+    alone.functions.push(plan.function.clone());
+    let last = alone.functions.len() as u32 - 1;
+    alone.entries.iter_mut().filter(|(name, _)| name == entry::STEP).for_each(|(_, index)| *index = last);
+    alone.inputs.retain(|i| plan.function.arguments.iter().any(|a| a.name == i.name));
+    alone
+}
+
+/// One choice, for people and for the run's record.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The slot of the model.
+    pub slot: String,
+    /// The update rule.
+    pub rule: String,
+    /// What is carried out: `step`, `write`, or the name of a cell.
+    pub part: String,
+    /// The executor.
+    pub executor: Executor,
+    /// Why it was chosen.
+    pub reason: String,
+    /// Samples times heads.
+    pub samples: i64,
+    /// Steps.
+    pub steps: i64,
+    /// Sizes of the states.
+    pub states: Vec<Vec<usize>>,
+    /// `float32` or `float64`.
+    pub dtype: String,
+    /// Tiles, compiler and what else the executor says of itself.
+    pub details: Json,
+}
+
+impl Choice {
+    /// One line.
+    pub fn line(&self) -> String {
+        let part = if self.part == "step" { String::new() } else { format!(" ({})", self.part) };
+        format!("{} for `{}`{part}: {}", self.executor, self.rule, self.reason)
+    }
+
+    /// As the run's folder records it.
+    pub fn record(&self) -> Json {
+        json!({
+            "slot": self.slot, "rule": self.rule, "part": self.part, "executor": self.executor.name(), "reason": self.reason,
+            "samples": self.samples, "steps": self.steps, "states": self.states, "dtype": self.dtype, "details": self.details,
+        })
+    }
+}
+
+/// The executor that was asked for does not serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// How a walk is carried out.
+#[derive(Clone)]
+enum Pick {
+    Reference,
+    Chunkwise(Arc<ChunkPlan>),
+    Scan,
+}
+
+/// What a choice depends on.
+#[derive(PartialEq, Eq, Hash)]
+struct Case {
+    /// The plan's address; the entry keeps the plan alive.
+    plan: usize,
+    kind: Kind,
+    device: Option<usize>,
+    samples: i64,
+    /// Rounded up to a power of two: lengths that change with every batch are not a case each.
+    steps: i64,
+    leads: Vec<Lead>,
+    reset: bool,
+    write: bool,
+}
+
+/// Chooses executors and runs them.
+pub struct Executors {
+    policy: Policy,
+    state: Mutex<Chosen>,
+}
+
+#[derive(Default)]
+struct Chosen {
+    picks: HashMap<Case, (Arc<StepPlan>, Pick)>,
+    choices: Vec<Choice>,
+    said: BTreeSet<String>,
+    notices: Vec<String>,
+}
+
+impl Default for Executors {
+    /// The reference for everything.
+    fn default() -> Executors {
+        Executors::new(Policy::Only(Executor::Reference))
+    }
+}
+
+impl Executors {
+    /// Executors by this policy.
+    pub fn new(policy: Policy) -> Executors {
+        Executors { policy, state: Mutex::default() }
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The choices made so far, in the order in which they were made.
+    pub fn choices(&self) -> Vec<Choice> {
+        self.lock().choices.clone()
+    }
+
+    /// What the user should know and has not been told: executors that could not serve, and what that costs. Each is said once.
+    pub fn take_notices(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().notices)
+    }
+
+    /// Carries out a walk, as [`walk`] does.
+    ///
+    /// # Errors
+    /// The executor that was asked for does not serve, with the reason; or what the walk meets.
+    pub fn run(
+        &self,
+        weights: &FastWeights,
+        plan: &Arc<StepPlan>,
+        inputs: &[Value],
+        memory: Memory,
+        masks: &Masks,
+    ) -> Result<(Vec<Value>, Memory)> {
+        match self.pick(weights, plan, inputs, &memory, masks)? {
+            Pick::Reference => walk(weights, plan, inputs, memory, masks),
+            Pick::Chunkwise(chunk) => chunk::run(weights, &chunk, inputs, memory, masks),
+            Pick::Scan => kernel::run(weights, plan, inputs, memory, masks),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Chosen> {
+        // Entries are put in whole, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pick(
+        &self,
+        weights: &FastWeights,
+        plan: &Arc<StepPlan>,
+        inputs: &[Value],
+        memory: &Memory,
+        masks: &Masks,
+    ) -> Result<Pick> {
+        if self.policy == Policy::Only(Executor::Reference) && !self.lock().said.insert(format!("{:p}", Arc::as_ptr(plan))) {
+            return Ok(Pick::Reference);
+        }
+        let steps = length(inputs, masks);
+        let case = Case {
+            plan: Arc::as_ptr(plan) as usize,
+            kind: weights.precision.kind,
+            device: match weights.precision.device {
+                Device::Cuda(i) => Some(i),
+                _ => None,
+            },
+            samples: memory.index.size()[0],
+            steps: steps.max(1).unsigned_abs().next_power_of_two() as i64,
+            leads: inputs.iter().map(|v| v.lead).collect(),
+            reset: masks.reset.is_some(),
+            write: masks.write.is_some(),
+        };
+        if let Some((_, pick)) = self.lock().picks.get(&case) {
+            return Ok(pick.clone());
+        }
+        // Not under the lock: a kernel may take a minute to compile, and only this thread of a model walks.
+        let call = Call { weights, plan, inputs, memory, masks, steps };
+        let Decided { pick, executor, reason, details, notice } = self.decide(&call)?;
+        let choice = Choice {
+            slot: weights.slot.name.clone(),
+            rule: weights.slot.rule.program.name.clone(),
+            part: plan.function.name.clone(),
+            executor,
+            reason,
+            samples: case.samples,
+            steps,
+            states: plan.states.iter().map(|s| s.state.shape.clone()).collect(),
+            dtype: if case.kind == Kind::Double { "float64".into() } else { "float32".into() },
+            details,
+        };
+        let mut state = self.lock();
+        if let Some(notice) = notice.filter(|n| state.said.insert(n.clone())) {
+            state.notices.push(notice);
+        }
+        state.choices.push(choice);
+        state.picks.insert(case, (plan.clone(), pick.clone()));
+        Ok(pick)
+    }
+
+    fn decide(&self, call: &Call<'_>) -> Result<Decided> {
+        let rule = &call.weights.slot.rule.program.name;
+        let refused = |executor: Executor, why: &str| {
+            Refused(format!("--exec {executor} does not serve update rule `{rule}`: {why}. Use --exec auto"))
+        };
+        match self.policy {
+            Policy::Only(Executor::Reference) => Ok(Decided::reference("asked for".into(), None)),
+            Policy::Only(Executor::Scan) => match call.scan() {
+                Ok(built) => Ok(Decided::scan(&built, "asked for; ")),
+                Err(why) => Err(refused(Executor::Scan, &why).into()),
+            },
+            Policy::Only(Executor::Chunkwise) => match call.chunkwise() {
+                Ok(chunk) => Ok(Decided::chunkwise(chunk, "asked for".into(), None)),
+                // A cell is no rule: what was asked for of rules does not speak of it.
+                Err(why) if call.is_cell() => Ok(Decided::reference(why, None)),
+                Err(why) => Err(refused(Executor::Chunkwise, &why).into()),
+            },
+            Policy::Auto => Ok(match (call.scan(), call.chunkwise()) {
+                (Ok(_), Ok(chunk)) if call.chunks_are_faster() => {
+                    Decided::chunkwise(chunk, "a state is too large for a kernel's walk to be faster".into(), None)
+                }
+                (Ok(built), _) => Decided::scan(&built, ""),
+                (Err(why), Ok(chunk)) => {
+                    let notice = format!(
+                        "no fused scan for `{rule}`, matrix products over chunks run instead, which may be slower: {why}"
+                    );
+                    Decided::chunkwise(chunk, format!("no fused scan: {}", first(&why)), Some(notice))
+                }
+                (Err(why), Err(no_chunks)) => {
+                    let notice =
+                        format!("no fused scan for `{rule}`, the reference runs instead, which is many times slower: {why}");
+                    let reason = format!("no fused scan: {}; no chunkwise form: {}", first(&why), first(&no_chunks));
+                    Decided::reference(reason, Some(notice))
+                }
+            }),
+        }
+    }
+}
+
+/// A choice with what carries it out.
+struct Decided {
+    pick: Pick,
+    executor: Executor,
+    reason: String,
+    details: Json,
+    notice: Option<String>,
+}
+
+impl Decided {
+    fn reference(reason: String, notice: Option<String>) -> Decided {
+        Decided { pick: Pick::Reference, executor: Executor::Reference, reason, details: json!({}), notice }
+    }
+
+    fn chunkwise(chunk: Arc<ChunkPlan>, reason: String, notice: Option<String>) -> Decided {
+        Decided { pick: Pick::Chunkwise(chunk), executor: Executor::Chunkwise, reason, details: json!({}), notice }
+    }
+
+    fn scan(built: &Built, before: &str) -> Decided {
+        let reason = format!("{before}{}", shown(built));
+        Decided { pick: Pick::Scan, executor: Executor::Scan, reason, details: described(built), notice: None }
+    }
+}
+
+/// One call that an executor is chosen for.
+struct Call<'a> {
+    weights: &'a FastWeights,
+    plan: &'a Arc<StepPlan>,
+    inputs: &'a [Value],
+    memory: &'a Memory,
+    masks: &'a Masks,
+    steps: i64,
+}
+
+impl Call<'_> {
+    fn is_cell(&self) -> bool {
+        self.weights.slot.rule.program.kind != PartKind::UpdateRule
+    }
+
+    fn chunkwise(&self) -> Result<Arc<ChunkPlan>, String> {
+        chunkwise(self.weights, self.plan, self.inputs, self.memory)
+    }
+
+    /// Whether matrix products over chunks take less time than a kernel. It depends on sizes only: with it the bits of a run would depend on anything else.
+    fn chunks_are_faster(&self) -> bool {
+        let bytes = if self.weights.precision.kind == Kind::Double { 8 } else { 4 };
+        let largest = self.plan.states.iter().map(|s| s.state.shape.iter().product::<usize>() * bytes).max().unwrap_or(0);
+        self.steps >= LONG && largest >= LARGE
+    }
+
+    fn scan(&self) -> Result<Arc<Built>, String> {
+        kernel::prepare(self.weights, self.plan, self.inputs, self.memory, self.masks)
+    }
+}
+
+/// Bytes of a state of one head from which on matrix products are faster where there is a chunkwise form.
+///
+/// Measured on two cores with vectors of 512 bits and 2 MiB of second-level cache each, `fwp-host bench --rule delta`, forward and backward in float32:
+/// with keys and values of 64 elements the kernel took a quarter of the time, of 128 nine tenths, of 192 one and a half times, of 256 the same.
+const LARGE: usize = 96 << 10;
+
+/// Steps below which there is too little for matrix products to gain.
+const LONG: i64 = 64;
+
+fn first(text: &str) -> &str {
+    text.lines().next().unwrap_or(text)
+}
+
+/// What is worth saying of a kernel.
+fn shown(built: &Built) -> String {
+    let mut parts = built.kernel.notes.clone();
+    let how =
+        if built.entry.compiled { format!("compiled in {:.1} s", built.took.as_secs_f64()) } else { "compiled before".into() };
+    parts.push(how);
+    parts.join("; ")
+}
+
+/// A kernel in the run's record.
+fn described(built: &Built) -> Json {
+    let k = &built.kernel;
+    json!({
+        "blocks": k.blocks,
+        "forward_scratch": k.forward_scratch,
+        "backward_scratch": k.backward_scratch,
+        "backward_scratch_a_step": k.backward_scratch_a_step,
+        "operations": k.operations,
+        "notes": k.notes,
+        "text": built.entry.text,
+        "compiler": built.compiler.path,
+        "compiler_version": built.compiler.version,
+        "flags": built.compiler.flags,
+        "vector_bytes": kernel::compile::vector_bytes(),
+    })
+}

@@ -1,0 +1,33 @@
+//! Fused scans: the steps of a walk as one compiled kernel, forward and backward.
+//!
+//! `fwp_program::kernel` writes a kernel's text; this module makes it run:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`lower`] | the part of a plan between "before" and "after" as a function that a kernel can be made of |
+//! | [`compile`] | the system's compiler, with limits on time and memory |
+//! | [`cache`] | compiled kernels in the user's cache folder |
+//! | `open_unsafe` | opening a compiled kernel and calling it |
+//! | [`build`] | text, cache, compiler, opening and verification in order |
+//! | [`run`] | a walk with a kernel in its middle, and its place in the graph of gradients |
+//! | [`buffers`] | uninitialised tensors and scratch |
+//!
+//! # Memory
+//!
+//! Beside its inputs and outputs, which libtorch's graph keeps, a walk of T steps keeps for its backward pass the states before every `interval`-th step,
+//! `ceil(T / interval)` of them, and each thread has scratch for `interval` steps while the backward pass runs.
+//! The interval is the number of steps whose scratch fits into a quarter of the second-level cache (for keys and values of 32 to 128 elements the time is least there), but at least a quarter of the square root of T:
+//! so checkpoints take at most `4 sqrt(T) + 1` states, and without gradients none are kept.
+
+pub mod buffers;
+pub mod build;
+pub mod cache;
+pub mod compile;
+pub mod lower;
+mod open_unsafe;
+pub mod run;
+#[cfg(test)]
+mod tests;
+
+pub use build::{Built, prepare};
+pub use run::run;

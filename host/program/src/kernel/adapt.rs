@@ -1,0 +1,309 @@
+//! Decisions about a lowered step: what the step forwards stores for the adjoint, which gradients are products, which axis can be split.
+
+use std::collections::HashMap;
+
+use super::form::{InStep, Per};
+use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
+use super::lower::Lowered;
+
+fn reachable(g: &Graph, roots: impl Iterator<Item = Id>) -> Vec<bool> {
+    let mut seen = vec![false; g.nodes.len()];
+    let mut open: Vec<Id> = roots.collect();
+    while let Some(n) = open.pop() {
+        if !std::mem::replace(&mut seen[n], true) {
+            open.extend(&g.nodes[n].operands);
+        }
+    }
+    seen
+}
+
+/// Cuts the adjoint off from the step: vectors and scalars of the step that it reads become leaves.
+pub fn save(low: &mut Lowered) {
+    let forward = reachable(&low.graph, low.kept.iter().chain(&low.next).copied());
+    let undo = undo(low);
+    let mut cut = Cut { graph: &mut low.graph, forward, done: HashMap::new(), saved: Vec::new() };
+    for n in &mut low.state_gradients {
+        *n = cut.node(*n);
+    }
+    for n in low.argument_gradients.iter_mut().flatten() {
+        *n = cut.node(*n);
+    }
+    // Undoing must not need what the adjoint does not save, nor the states that it is to give.
+    let before = cut.saved.len();
+    let undone: Vec<Option<Id>> = undo.iter().map(|n| n.map(|n| cut.node(n))).collect();
+    let same = cut.saved.len() == before;
+    low.saved = cut.saved;
+    let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
+    let all = large.iter().zip(&undone).all(|(large, n)| !large || n.is_some());
+    let seen = reachable(&low.graph, undone.iter().flatten().copied());
+    let reads_itself = undone.iter().flatten().any(|n| {
+        let [_, change] = low.graph.nodes[*n].operands[..] else { return true };
+        let seen = reachable(&low.graph, std::iter::once(change));
+        (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Leaf(Leaf::State(i)) if large[i]))
+    });
+    let folds = (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Fold(..)));
+    if same && all && !reads_itself && !folds {
+        low.undo = undone;
+    }
+}
+
+/// For every state of several axes whose next value is itself plus something: itself less that.
+///
+/// A state that is stored for every step of a segment is written to a cache that is several times slower than the nearest one;
+/// a state that is computed back stays there. What it loses is a rounding a step, as it does on its way forwards,
+/// and only from one checkpoint to the next. With a factor before the state, errors would grow by its inverse: those states are stored.
+fn undo(low: &mut Lowered) -> Vec<Option<Id>> {
+    let mut undone = vec![None; low.next.len()];
+    for (i, next) in low.next.clone().into_iter().enumerate() {
+        if low.states[i].iter().flatten().count() < 2 {
+            continue;
+        }
+        let mut terms = Vec::new();
+        plain_terms(&low.graph, next, false, &mut terms);
+        let own = |n: Id| matches!(low.graph.nodes[n].what, What::Leaf(Leaf::State(j)) if i == j);
+        let Some(at) = terms.iter().position(|(n, negative)| own(*n) && !negative) else { continue };
+        let (state, _) = terms.remove(at);
+        let g = &mut low.graph;
+        let mut change: Option<Id> = None;
+        for (n, negative) in terms {
+            change = Some(match change {
+                None if negative => g.map(Fun::Neg, &[n]),
+                None => n,
+                Some(so_far) => g.map(if negative { Fun::Sub } else { Fun::Add }, &[so_far, n]),
+            });
+        }
+        if let Some(change) = change {
+            let axes = g.axes(state).to_vec();
+            undone[i] = Some(g.node(What::Map(Fun::Sub), vec![state, change], axes, Dtype::Float));
+        }
+    }
+    undone
+}
+
+/// The terms of a sum, with whether they are taken away.
+fn plain_terms(g: &Graph, n: Id, negative: bool, out: &mut Vec<(Id, bool)>) {
+    let node = &g.nodes[n];
+    match node.what {
+        What::Map(Fun::Add) => node.operands.iter().for_each(|o| plain_terms(g, *o, negative, out)),
+        What::Map(Fun::Sub) => {
+            plain_terms(g, node.operands[0], negative, out);
+            plain_terms(g, node.operands[1], !negative, out);
+        }
+        What::Map(Fun::Neg) => plain_terms(g, node.operands[0], !negative, out),
+        _ => out.push((n, negative)),
+    }
+}
+
+struct Cut<'a> {
+    graph: &'a mut Graph,
+    forward: Vec<bool>,
+    done: HashMap<Id, Id>,
+    saved: Vec<(Id, Id)>,
+}
+
+impl Cut<'_> {
+    fn node(&mut self, n: Id) -> Id {
+        if let Some(done) = self.done.get(&n) {
+            return *done;
+        }
+        let node = self.graph.nodes[n].clone();
+        let computed = matches!(node.what, What::Map(_) | What::Fold(..) | What::Cumsum(_) | What::Solve { .. });
+        let result = if computed && self.forward[n] && node.dtype == Dtype::Float && node.axes.len() <= 1 {
+            let leaf = self.graph.leaf(Leaf::Saved(self.saved.len()), &node.axes, Dtype::Float);
+            self.saved.push((leaf, n));
+            leaf
+        } else {
+            let operands: Vec<Id> = node.operands.iter().map(|o| self.node(*o)).collect();
+            if operands == node.operands { n } else { self.graph.node(node.what, operands, node.axes, node.dtype) }
+        };
+        self.done.insert(n, result);
+        result
+    }
+}
+
+/// Finds gradients of matrices that are one outer product.
+pub fn factor(step: &InStep, low: &mut Lowered) {
+    for i in 0..low.arguments.len() {
+        let dims: Vec<Axis> = low.arguments[i].iter().flatten().copied().collect();
+        let (Some(node), [a, b], Per::Once) = (low.argument_gradients[i], &dims[..], step.per[i]) else { continue };
+        if low.arguments[i].len() != 2 {
+            continue;
+        }
+        let Some((left, right)) = sides(&mut low.graph, node, *a, *b) else { continue };
+        low.factors.push((i, left, right, [*a, *b]));
+    }
+}
+
+/// x(a) and y(b) where the node is x(a) y(b).
+fn sides(g: &mut Graph, node: Id, a: Axis, b: Axis) -> Option<(Id, Id)> {
+    let (mut left, mut right) = (g.number(1.0), g.number(1.0));
+    let mut open = vec![node];
+    while let Some(n) = open.pop() {
+        let axes = g.axes(n).to_vec();
+        match (axes.contains(&a), axes.contains(&b)) {
+            (true, true) => match g.nodes[n].what {
+                What::Map(Fun::Mul) => open.extend(g.nodes[n].operands.clone()),
+                What::Map(Fun::Neg) => {
+                    open.push(g.nodes[n].operands[0]);
+                    left = g.map(Fun::Neg, &[left]);
+                }
+                _ => return None,
+            },
+            (false, true) => right = g.map(Fun::Mul, &[right, n]),
+            _ => left = g.map(Fun::Mul, &[left, n]),
+        }
+    }
+    let along = |x: Id, axis: Axis, g: &Graph| g.axes(x).iter().all(|c| *c == axis);
+    (along(left, a, g) && along(right, b, g)).then_some((left, right))
+}
+
+/// The axis whose places do not depend on each other: of every state and kept value, never folded over on the way to them.
+pub fn separable(low: &Lowered) -> Option<Axis> {
+    let g = &low.graph;
+    let axis = g.lane(low.states.first()?.iter().flatten().copied().collect::<Vec<_>>().as_slice())?;
+    let all = low.states.iter().chain(&low.kept_axes);
+    if !all.clone().all(|dims| dims.iter().flatten().any(|a| *a == axis)) || !low.factors.is_empty() {
+        return None;
+    }
+    let forward = reachable(g, low.kept.iter().chain(&low.next).copied());
+    let gradients = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
+    let back = reachable(g, gradients.copied());
+    let breaks = |n: Id| {
+        let node = &g.nodes[n];
+        match &node.what {
+            What::Fold(fold, a) if *a == axis => forward[n] || *fold != Fold::Sum,
+            What::Iota(a) | What::Cumsum(a) => *a == axis,
+            What::Table(axes, _) => axes.contains(&axis),
+            What::Take(axes) => axes.contains(&axis) || node.operands[1..].iter().any(|i| g.axes(*i).contains(&axis)),
+            What::Solve { first, second, .. } => *first == axis || *second == axis,
+            // A sum over places that does not vary along them counts them.
+            _ => false,
+        }
+    };
+    let free = (0..g.nodes.len()).all(|n| !(forward[n] || back[n]) || !breaks(n));
+    free.then_some(axis)
+}
+
+/// Elements of the states of one sequence.
+pub fn state_elements(low: &Lowered) -> usize {
+    low.states.iter().map(|dims| low.graph.elements(&dims.iter().flatten().copied().collect::<Vec<_>>())).sum()
+}
+
+/// Puts together sums across lanes that are added to each other: one such sum costs as much as several products.
+pub fn merge(low: &mut Lowered) {
+    let roots: Vec<Id> = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten()).copied().collect();
+    let seen = reachable(&low.graph, roots.iter().copied());
+    let mut uses = vec![0usize; low.graph.nodes.len()];
+    roots.iter().for_each(|n| uses[*n] += 1);
+    for n in (0..uses.len()).filter(|n| seen[*n]) {
+        low.graph.nodes[n].operands.iter().for_each(|o| uses[*o] += 1);
+    }
+    let mut merge = Merge { uses, graph: &mut low.graph, done: HashMap::new() };
+    for n in &mut low.state_gradients {
+        *n = merge.node(*n);
+    }
+    for n in low.argument_gradients.iter_mut().flatten() {
+        *n = merge.node(*n);
+    }
+}
+
+struct Merge<'a> {
+    graph: &'a mut Graph,
+    uses: Vec<usize>,
+    done: HashMap<Id, Id>,
+}
+
+/// A term of a sum: its sign, its scalar factors, and the axis across which it is a sum of something with several axes.
+struct Term {
+    node: Id,
+    negative: bool,
+    factors: Vec<Id>,
+    across: Option<(Axis, Id)>,
+}
+
+impl Merge<'_> {
+    fn node(&mut self, n: Id) -> Id {
+        if let Some(done) = self.done.get(&n) {
+            return *done;
+        }
+        let node = self.graph.nodes[n].clone();
+        let mut result = None;
+        if matches!(node.what, What::Map(Fun::Add | Fun::Sub)) && node.dtype == Dtype::Float && node.axes.len() == 1 {
+            let mut terms = Vec::new();
+            self.terms(n, (false, true), &[], &mut terms);
+            result = self.merged(&terms);
+        }
+        let result = result.unwrap_or_else(|| {
+            let operands: Vec<Id> = node.operands.iter().map(|o| self.node(*o)).collect();
+            if operands == node.operands { n } else { self.graph.node(node.what, operands, node.axes, node.dtype) }
+        });
+        self.done.insert(n, result);
+        result
+    }
+
+    /// The terms of a sum; what something else reads too stays one term.
+    fn terms(&self, n: Id, (negative, top): (bool, bool), factors: &[Id], out: &mut Vec<Term>) {
+        let node = &self.graph.nodes[n];
+        let own = top || self.uses[n] == 1;
+        match node.what {
+            What::Map(Fun::Add) if own => {
+                node.operands.iter().for_each(|o| self.terms(*o, (negative, false), factors, out));
+            }
+            What::Map(Fun::Sub) if own => {
+                self.terms(node.operands[0], (negative, false), factors, out);
+                self.terms(node.operands[1], (!negative, false), factors, out);
+            }
+            What::Map(Fun::Neg) if own => self.terms(node.operands[0], (!negative, false), factors, out),
+            What::Map(Fun::Mul) if own && self.scaled(n).is_some() => {
+                let (scalar, other) = self.scaled(n).unwrap_or((n, n));
+                let factors: Vec<Id> = factors.iter().copied().chain([scalar]).collect();
+                self.terms(other, (negative, false), &factors, out);
+            }
+            What::Fold(Fold::Sum, axis) if own => {
+                let work = self.graph.axes(node.operands[0]);
+                let across = (work.len() >= 2 && self.graph.lane(work) == Some(axis)).then(|| (axis, node.operands[0]));
+                out.push(Term { node: n, negative, factors: factors.to_vec(), across });
+            }
+            _ => out.push(Term { node: n, negative, factors: factors.to_vec(), across: None }),
+        }
+    }
+
+    /// The scalar and the other factor of a product.
+    fn scaled(&self, n: Id) -> Option<(Id, Id)> {
+        let [a, b] = self.graph.nodes[n].operands[..] else { return None };
+        match (self.graph.axes(a).is_empty(), self.graph.axes(b).is_empty()) {
+            (true, false) => Some((a, b)),
+            (false, true) => Some((b, a)),
+            _ => None,
+        }
+    }
+
+    fn merged(&mut self, terms: &[Term]) -> Option<Id> {
+        let alike = |t: &Term, axis: Axis, work: &[Axis], g: &Graph| t.across.is_some_and(|(a, x)| a == axis && g.axes(x) == work);
+        let (axis, work) = terms.iter().find_map(|t| {
+            let (axis, x) = t.across?;
+            let work = self.graph.axes(x).to_vec();
+            (terms.iter().filter(|t| alike(t, axis, &work, self.graph)).count() >= 2).then_some((axis, work))
+        })?;
+        let (mut inside, mut outside): (Option<Id>, Option<Id>) = (None, None);
+        for t in terms {
+            let joins = t.across.filter(|_| alike(t, axis, &work, self.graph));
+            let mut x = self.node(joins.map_or(t.node, |(_, x)| x));
+            for f in &t.factors {
+                let f = self.node(*f);
+                x = self.graph.map(Fun::Mul, &[x, f]);
+            }
+            let to = if joins.is_some() { &mut inside } else { &mut outside };
+            *to = Some(match *to {
+                None if t.negative => self.graph.map(Fun::Neg, &[x]),
+                None => x,
+                Some(so_far) => self.graph.map(if t.negative { Fun::Sub } else { Fun::Add }, &[so_far, x]),
+            });
+        }
+        let sum = self.graph.fold(Fold::Sum, axis, inside?);
+        Some(match outside {
+            Some(rest) => self.graph.map(Fun::Add, &[rest, sum]),
+            None => sum,
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! What goes into a kernel and what comes out: the agreement between the generator, which knows no memory, and the engine, which runs the kernel.
+
+use fwp_sdk::program::{Function, State};
+
+/// A step as a kernel walks it: everything that can be computed before or after the walk has been taken out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InStep {
+    /// Name, for the kernel's text.
+    pub name: String,
+    /// Arguments are the values that cross into the step. `State` nodes read the states before the step, `StepIndex` the index.
+    /// Outputs: the kept values in order, then `state.NAME` for every state in order.
+    /// Calls and loops are of functions in `callees`.
+    pub function: Function,
+    /// The functions that `function` may call; numbers are indices.
+    pub callees: Vec<Function>,
+    /// How often every argument changes.
+    pub per: Vec<Per>,
+    /// The states.
+    pub states: Vec<KernelState>,
+    /// Number of kept values.
+    pub kept: usize,
+}
+
+/// How often an argument changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Per {
+    /// At every step of every sequence.
+    Step,
+    /// With the sequence (a parameter of a head).
+    Sequence,
+    /// Never (a parameter of a layer, a constant).
+    Once,
+}
+
+/// A state of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelState {
+    /// Its declaration: shape, and for how many steps it is held.
+    pub state: State,
+    /// Whether a masked write leaves it alone.
+    pub masked: bool,
+}
+
+/// Precision of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Real {
+    /// float
+    F32,
+    /// double
+    F64,
+}
+
+/// What a kernel is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Precision.
+    pub real: Real,
+    /// Bytes of a vector register: 16, 32 or 64.
+    pub vector_bytes: usize,
+}
+
+/// A kernel's text and what its buffers are.
+///
+/// The text defines, for C11 with the vector extensions of GCC and clang:
+///
+/// ```c
+/// struct fwp_scan {
+///     int64_t steps, sequences;
+///     int64_t interval;                /* steps between two checkpoints */
+///     const void *const *in;           /* crossing values: real, int64_t or uint8_t (mask) by their type; elements of one step are contiguous */
+///     const int64_t *in_step;          /* elements from one step to the next; 0: the same at every step */
+///     const int64_t *in_sequence;      /* elements from one sequence to the next; 0: the same for all */
+///     const real *const *start;        /* states before the first step, [sequences, state] */
+///     const real *const *fresh;        /* states after a reset, [sequences, state]; null without resets */
+///     const uint8_t *reset, *write;    /* [steps, sequences]; null: no resets, everything is written */
+///     const int64_t *index;            /* [steps, sequences]; null: the step's number */
+///     real *const *kept;               /* [steps, sequences, value] */
+///     real *const *end;                /* states after the last step, [sequences, state] */
+///     real *const *checkpoint;         /* [ceil(steps / interval), sequences, state], states before steps 0, interval, ...; null: none are kept */
+///     /* backward only */
+///     const real *const *kept_gradient;     /* as kept; an entry is null where nothing depends on it */
+///     const real *const *end_gradient;      /* as end; an entry may be null */
+///     real *const *in_gradient;        /* see Gradient; an entry is null where it is not wanted */
+///     real *const *start_gradient;     /* [sequences, state] */
+///     real *const *fresh_gradient;     /* [sequences, state]; null without resets */
+/// };
+/// void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch);
+/// void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch);
+/// ```
+///
+/// A *unit* is one block of rows of one sequence: unit = sequence * blocks + block. Units share nothing and may run at the same time.
+/// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
+/// Backward walks segments of `interval` steps from the last to the first, computes a segment's states again from its checkpoint, and keeps them in `scratch`.
+/// All entries of `in_gradient` that are not null are written in full.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The text.
+    pub source: String,
+    /// Units of one sequence.
+    pub blocks: usize,
+    /// Bytes of scratch of the forward pass.
+    pub forward_scratch: usize,
+    /// Bytes of scratch of the backward pass that do not depend on the interval.
+    pub backward_scratch: usize,
+    /// Further bytes for every step of the interval.
+    pub backward_scratch_a_step: usize,
+    /// The gradient of every argument.
+    pub gradients: Vec<Gradient>,
+    /// Floating point operations of one step of one sequence, forward and backward, for the choice of executor.
+    pub operations: [usize; 2],
+    /// What is worth saying of it: how it is tiled, and what the state fits into.
+    pub notes: Vec<String>,
+}
+
+/// The buffer of an argument's gradient.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Gradient {
+    /// None: integers, masks, or nothing depends on it.
+    None,
+    /// `[parts, steps, sequences, value]`, to be summed over the parts; `parts` is 1 or the number of blocks. For [`Per::Step`].
+    Steps {
+        /// Partial sums.
+        parts: usize,
+    },
+    /// `[parts, sequences, value]`, to be summed over the parts, and over sequences for [`Per::Once`].
+    Sequences {
+        /// Partial sums.
+        parts: usize,
+    },
+    /// The sum over steps and sequences of outer products: left `[steps, sequences, m]` times right `[steps, sequences, n]`, one matrix product afterwards.
+    /// The entry of `in_gradient` points to both, left first. For matrices that are [`Per::Once`].
+    Product {
+        /// Size m of the left factor.
+        left: usize,
+        /// Size n of the right factor.
+        right: usize,
+    },
+}

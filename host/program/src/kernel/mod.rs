@@ -1,0 +1,82 @@
+//! Kernels: a step and its backward compiled into one walk through time.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`form`] | the agreement with the engine that runs kernels |
+//! | `axes`, `graph`, `lower` | the step and its adjoint as sums and products over named axes |
+//! | `adapt` | what is stored for the adjoint, which gradients are products, which axis is split |
+//! | `nests` | the loop form: sweeps over rows and passes within them |
+//! | `layout`, `print`, `driver` | the loop form and the walk through time as C |
+//!
+//! # Memory of a backward pass
+//!
+//! With K steps between checkpoints and T steps in all, T / K states are kept by the forward pass, and K states with the vectors
+//! that the adjoint reads are in scratch while a segment is walked back.
+
+mod adapt;
+mod axes;
+mod driver;
+pub mod form;
+mod graph;
+mod layout;
+mod lower;
+mod nests;
+mod print;
+
+pub use form::*;
+
+/// Why no kernel can be made of a step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no kernel: {0}")]
+pub struct Unsupported(pub String);
+
+/// Longest text of a kernel that is worth compiling.
+const MAX_TEXT: usize = 1_000_000;
+
+/// Bytes of the states of one block, where blocks do not depend on each other.
+const BLOCK_BYTES: usize = 16 * 1024;
+
+/// The kernel of a step: text of `fwp_forward` and `fwp_backward`, and what its buffers are.
+///
+/// The text is the same for the same step and target. It fails, saying why, where the step has an operator without a value at a single step,
+/// where its loops written out are too long, or where its text would take a compiler too long.
+pub fn generate(step: &InStep, target: Target) -> Result<Kernel, Unsupported> {
+    kernel(step, target).map_err(Unsupported)
+}
+
+fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
+    if step.per.len() != step.function.arguments.len() {
+        return Err("not every argument says how often it changes".into());
+    }
+    if step.function.outputs.len() != step.kept + step.states.len() {
+        return Err("its results are not its kept values and its states".into());
+    }
+    let prepared = |rows: Option<(usize, usize)>| -> Result<lower::Lowered, String> {
+        let mut low = lower::lower(step, rows)?;
+        adapt::save(&mut low);
+        adapt::merge(&mut low);
+        adapt::factor(step, &mut low);
+        Ok(low)
+    };
+    let mut low = prepared(None)?;
+    let mut split = None;
+    if let Some(axis) = adapt::separable(&low) {
+        let bytes = if target.real == Real::F64 { 8 } else { 4 };
+        let (rows, lanes) = (low.graph.sizes[axis], target.vector_bytes / bytes);
+        let all = adapt::state_elements(&low) * bytes;
+        let blocks = (1..=rows / lanes)
+            .filter(|b| rows % (b * lanes) == 0)
+            .find(|b| all / b <= BLOCK_BYTES)
+            .or((1..=rows / lanes).rev().find(|b| rows % (b * lanes) == 0))
+            .unwrap_or(1);
+        if blocks > 1 {
+            split = Some((axis, blocks));
+            low = prepared(Some((axis, rows / blocks)))?;
+        }
+    }
+    let kernel = driver::drive(step, &low, target, split)?;
+    if kernel.source.len() > MAX_TEXT {
+        return Err(format!("its text has {} bytes, more than {MAX_TEXT}", kernel.source.len()));
+    }
+    Ok(kernel)
+}

@@ -1,0 +1,398 @@
+//! Generated kernels against the interpreter and against finite differences.
+//!
+//! Every kernel is compiled with a small program around it and run in a process of its own.
+
+mod support;
+
+use fwp_program::kernel::{Real, Target};
+use fwp_sdk::build::Dims;
+use fwp_sdk::prelude::*;
+use support::kernels::{agree, compile, compiler, differences, draw, in_step, interpreted};
+
+const DOUBLE: Target = Target { real: Real::F64, vector_bytes: 64 };
+const SINGLE: Target = Target { real: Real::F32, vector_bytes: 64 };
+
+fn dims(key: usize, value: usize) -> Dims {
+    Dims { heads: 1, key_raw: key, key, value }
+}
+
+/// A rule in double and single precision, with sizes that are equal and sizes that are primes.
+fn judge<R: UpdateRule>(sizes: &[(usize, usize)], scale: f64) {
+    let Some(cc) = compiler() else { return };
+    for (key, value) in sizes {
+        let step = in_step(&support::rule::<R>(dims(*key, *value)));
+        let w = draw(&step, 7, 2, 1, scale, 4);
+        let want = interpreted(&step, &w);
+        let name = format!("{} {key} {value}", step.name);
+        let double = compile(&cc, &step, DOUBLE);
+        let got = double.run(&step, &w);
+        agree(&name, &got, &want, 1e-10);
+        differences(&step, &w, &got, 1e-5);
+        let single = compile(&cc, &step, SINGLE);
+        agree(&format!("{name} float"), &single.run(&step, &w), &want, 2e-4);
+    }
+}
+
+rule!(
+    GatedDelta,
+    |dims| Signature::new(dims).signal("beta", []).signal("alpha", []).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let beta = s.signal("beta").sigmoid();
+        let alpha = s.signal("alpha").sigmoid();
+        let w = alpha * s.state("w");
+        let w = &w + beta * outer(v - w.matvec(&k), &k);
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
+rule!(
+    VectorDecay,
+    |dims| Signature::new(dims).signal("decay", [dims.key]).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let decay = s.signal("decay").sigmoid();
+        let w = s.state("w");
+        let d = w.shape()[0];
+        let w = &w * decay.expand(0, d) + outer(v, &k);
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
+rule!(
+    Normalised,
+    |dims| Signature::new(dims)
+        .state("w", [dims.value, dims.key], StateStart::Zeros)
+        .state("z", [dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let (k, q) = (k.exp(), q.exp());
+        let w = s.state("w") + outer(v, &k);
+        let z = s.state("z") + &k;
+        let scale = z.dot(&q).abs() + 1.0;
+        s.output(w.matvec(&q) / scale);
+        s.set_state("w", w);
+        s.set_state("z", z);
+    }
+);
+
+// The output of a step is the key of the next one for a second memory.
+rule!(
+    DeltaRnn,
+    |dims| Signature::new(dims)
+        .signal("beta", [])
+        .signal("rv", [dims.value])
+        .state("w", [dims.value, dims.key], StateStart::Zeros)
+        .state("r", [dims.value, dims.value], StateStart::Zeros)
+        .state("h", [dims.value], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let beta = s.signal("beta").sigmoid();
+        let w = s.state("w");
+        let w = &w + &beta * outer(v - w.matvec(&k), &k);
+        let h = s.state("h").softmax();
+        let r = s.state("r");
+        let r = &r + &beta * outer(s.signal("rv") - r.matvec(&h), &h);
+        let y = w.matvec(&q) + r.matvec(&h);
+        s.output(&y);
+        s.set_state("w", w);
+        s.set_state("r", r);
+        s.set_state("h", y);
+    }
+);
+
+rule!(
+    MLstm,
+    |dims| Signature::new(dims)
+        .signal("i", [])
+        .signal("f", [])
+        .state("c", [dims.value, dims.key], StateStart::Zeros)
+        .state("n", [dims.key], StateStart::Zeros)
+        .state("m", [], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let i = s.signal("i");
+        let f = s.signal("f").log_sigmoid() + s.state("m");
+        let m = f.max(&i);
+        let (i, f) = ((i - &m).exp(), (f - &m).exp());
+        let c = &f * s.state("c") + &i * outer(v, &k);
+        let n = &f * s.state("n") + &i * &k;
+        let scale = n.dot(&q).abs().max((-&m).exp());
+        s.output(c.matvec(&q) / scale);
+        s.set_state("c", c);
+        s.set_state("n", n);
+        s.set_state("m", m);
+    }
+);
+
+// Rules that nobody foresaw: two matrices that read each other, a matrix inside of tanh, several steps of an inner loop.
+rule!(
+    Coupled,
+    |dims| Signature::new(dims)
+        .state("a", [dims.value, dims.key], StateStart::Zeros)
+        .state("b", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let (a, b) = (s.state("a"), s.state("b"));
+        let next_b = 0.9 * &b + outer(v - a.matvec(&k), &k);
+        let next_a = &a - 0.1 * &b + 0.05 * &next_b * outer(b.matvec(&q), &k);
+        s.output(next_a.matvec(&q) + b.matvec(&k));
+        s.set_state("a", next_a);
+        s.set_state("b", next_b);
+    }
+);
+
+rule!(
+    Squashed,
+    |dims| Signature::new(dims).signal("beta", []).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let beta = s.signal("beta").sigmoid();
+        let w = s.state("w");
+        let w = (&w + beta * outer(v - w.tanh().matvec(&k), &k)).tanh();
+        let y = w.matvec(&q);
+        s.output(&y * w.matvec_t(&y).norm_squared());
+        s.set_state("w", w);
+    }
+);
+
+rule!(
+    Inner,
+    |dims| Signature::new(dims).signal("rate", []).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let rate = 0.3 * s.signal("rate").sigmoid();
+        let mut w = s.state("w");
+        for _ in 0..3 {
+            w = &w + &rate * outer((&v - w.matvec(&k)).tanh(), &k);
+        }
+        s.output(w.matvec(&q).rms_norm(1e-3));
+        s.set_state("w", w);
+    }
+);
+
+rule!(
+    Cell,
+    |dims| Signature::new(dims)
+        .signal("uh", [dims.value, dims.value])
+        .signal("vx", [dims.value, dims.key])
+        .signal("bias", [dims.value])
+        .signal("gain", [dims.value])
+        .state("h", [dims.value], StateStart::Zeros),
+    |s| {
+        let (_, k, _) = s.query_key_value();
+        let h = s.state("h");
+        let inner = s.signal("uh").matvec(&h) + s.signal("vx").matvec(&k) + s.signal("bias");
+        let h = s.signal("gain") * inner.tanh();
+        s.output(&h);
+        s.set_state("h", h);
+    }
+);
+
+rule!(
+    Choosing,
+    |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let w = s.state("w") + outer(v.relu().max(0.1).min(5.0), &k);
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
+const SIZES: &[(usize, usize)] = &[(8, 8), (16, 16), (5, 3), (7, 37), (64, 32)];
+
+#[test]
+fn delta() {
+    judge::<support::Delta>(SIZES, 0.5);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let Some(cc) = compiler() else { return };
+    // FWP_SIZE chooses one size, FWP_KEEP keeps its text.
+    let only = std::env::var("FWP_SIZE").ok().and_then(|s| s.parse::<usize>().ok());
+    for (d, interval) in [(64, 16), (128, 16)].into_iter().filter(|(d, _)| only.is_none_or(|o| o == *d)) {
+        let step = in_step(&support::rule::<support::Delta>(dims(d, d)));
+        println!("{}", support::kernels::bench(&cc, &step, SINGLE, 2048, 4, interval));
+    }
+}
+
+#[test]
+fn gated_delta() {
+    judge::<GatedDelta>(SIZES, 0.5);
+}
+
+#[test]
+fn vector_decay() {
+    judge::<VectorDecay>(SIZES, 0.5);
+}
+
+#[test]
+fn normalised() {
+    judge::<Normalised>(SIZES, 0.5);
+}
+
+#[test]
+fn delta_rnn() {
+    judge::<DeltaRnn>(SIZES, 0.5);
+}
+
+#[test]
+fn mlstm() {
+    judge::<MLstm>(SIZES, 0.5);
+}
+
+#[test]
+fn coupled_states() {
+    judge::<Coupled>(SIZES, 0.3);
+}
+
+#[test]
+fn state_within_tanh() {
+    judge::<Squashed>(SIZES, 0.3);
+}
+
+#[test]
+fn inner_loop() {
+    judge::<Inner>(SIZES, 0.5);
+}
+
+/// Walks with everything that steers them: resets, write masks, indices that are carried over, held states, states that masks leave alone.
+#[test]
+fn steered_walks() {
+    let Some(cc) = compiler() else { return };
+    for (name, mut step) in [
+        ("delta", in_step(&support::rule::<support::Delta>(dims(6, 5)))),
+        ("delta rnn", in_step(&support::rule::<DeltaRnn>(dims(3, 7)))),
+        ("mlstm", in_step(&support::rule::<MLstm>(dims(8, 8)))),
+        ("coupled", in_step(&support::rule::<Coupled>(dims(5, 3)))),
+    ] {
+        for variant in 0..3 {
+            let last = step.states.len() - 1;
+            step.states[0].state.held = if variant == 1 { 3 } else { 1 };
+            step.states[last].masked = variant != 2;
+            let mut w = draw(&step, 11, 3, 7 + variant, 0.4, 4);
+            let n = w.steps * w.sequences;
+            w.interval = 4;
+            w.steering.reset = Some((0..n).map(|i| u8::from(i % 7 == 3)).collect());
+            w.steering.write = Some((0..n).map(|i| u8::from(i % 5 != 1)).collect());
+            if variant == 1 {
+                w.steering.index = Some((0..n).map(|i| (i / 3 + 2 * (i % 3)) as i64).collect());
+            }
+            let want = interpreted(&step, &w);
+            let c = compile(&cc, &step, DOUBLE);
+            let got = c.run(&step, &w);
+            agree(&format!("{name} {variant}"), &got, &want, 1e-10);
+            differences(&step, &w, &got, 1e-5);
+        }
+    }
+}
+
+/// Arguments that are the same for all steps, or for all steps and sequences; the gradient of a matrix is two factors a step.
+#[test]
+fn arguments_by_how_often_they_change() {
+    use fwp_program::kernel::{Gradient, Per};
+    let Some(cc) = compiler() else { return };
+    for (m, n) in [(8, 8), (5, 13)] {
+        // h' = tanh(U h + V x) with U square: its own result is its argument.
+        let rule = support::rule::<Cell>(dims(n, m));
+        let mut step = in_step(&rule);
+        let place = |name: &str| step.function.arguments.iter().position(|a| a.name == name).unwrap();
+        let (u, v, bias, gain) = (place("uh"), place("vx"), place("bias"), place("gain"));
+        for (i, per) in [(u, Per::Once), (v, Per::Once), (bias, Per::Once), (gain, Per::Sequence)] {
+            step.per[i] = per;
+        }
+        let w = draw(&step, 6, 3, 3, 0.4, 4);
+        let want = interpreted(&step, &w);
+        let c = compile(&cc, &step, DOUBLE);
+        assert_eq!(c.kernel.gradients[u], Gradient::Product { left: m, right: m });
+        assert_eq!(c.kernel.gradients[v], Gradient::Product { left: m, right: n });
+        assert_eq!(c.kernel.gradients[bias], Gradient::Sequences { parts: 1 });
+        let got = c.run(&step, &w);
+        agree("cell", &got, &want, 1e-10);
+        differences(&step, &w, &got, 1e-5);
+    }
+}
+
+/// What is no number stays none, through functions that choose as well, and does not reach rows that it does not belong to.
+#[test]
+fn not_a_number() {
+    use fwp_program::interpret::Data;
+    let Some(cc) = compiler() else { return };
+    let step = in_step(&support::rule::<Choosing>(dims(5, 6)));
+    let mut w = draw(&step, 4, 2, 3, 0.5, 4);
+    let v = step.function.arguments.iter().position(|a| a.name == "v").unwrap();
+    let Data::Float(values) = &mut w.inputs[v] else { unreachable!() };
+    // Step 1, sequence 0, row 2.
+    values[2 * 6 + 2] = f64::NAN;
+    let want = interpreted(&step, &w);
+    assert!(want.kept[0].iter().any(|x| x.is_nan()) && want.kept[0].iter().any(|x| !x.is_nan()));
+    for target in [DOUBLE, SINGLE] {
+        let got = compile(&cc, &step, target).run(&step, &w);
+        for (g, w) in got.kept[0].iter().zip(&want.kept[0]) {
+            assert_eq!(g.is_nan(), w.is_nan());
+        }
+        for (g, w) in got.end[0].iter().zip(&want.end[0]) {
+            assert_eq!(g.is_nan(), w.is_nan());
+        }
+    }
+}
+
+/// The text does not grow with the sizes, and a compiler is done with it soon.
+#[test]
+fn text_is_bounded() {
+    let Some(cc) = compiler() else { return };
+    let text = |d: usize| {
+        let step = in_step(&support::rule::<support::Delta>(dims(d, d)));
+        fwp_program::kernel::generate(&step, SINGLE).unwrap().source
+    };
+    let (small, large) = (text(64), text(512));
+    assert!(large.len() < small.len() + 4000, "{} and {}", small.len(), large.len());
+    assert_eq!(text(64), small, "the same step gives the same text");
+    let step = in_step(&support::rule::<support::Delta>(dims(64, 64)));
+    let fastest = (0..3).map(|_| compile(&cc, &step, SINGLE).seconds).fold(f64::INFINITY, f64::min);
+    // One second on a machine of its own; tests share theirs.
+    assert!(fastest < 4.0, "a compiler takes {fastest} s");
+}
+
+/// Independent rows are walked in blocks, and their partial gradients add up.
+#[test]
+fn rows_in_blocks() {
+    use fwp_program::kernel::Gradient;
+    let Some(cc) = compiler() else { return };
+    let step = in_step(&support::rule::<support::Delta>(dims(64, 128)));
+    let w = draw(&step, 5, 2, 1, 0.3, 4);
+    let c = compile(&cc, &step, DOUBLE);
+    assert!(c.kernel.blocks > 1);
+    let k = step.function.arguments.iter().position(|a| a.name == "k").unwrap();
+    assert_eq!(c.kernel.gradients[k], Gradient::Steps { parts: c.kernel.blocks });
+    let got = c.run(&step, &w);
+    agree("blocks", &got, &interpreted(&step, &w), 1e-10);
+    // One step's softmax over the rows makes the next step's key: no blocks.
+    let step = in_step(&support::rule::<DeltaRnn>(dims(64, 128)));
+    assert_eq!(fwp_program::kernel::generate(&step, SINGLE).unwrap().blocks, 1);
+}
+
+/// The adjoint alone, as the interpreter computes it, against differences of one step.
+#[test]
+fn adjoint_of_one_step() {
+    let step = in_step(&support::rule::<Inner>(dims(3, 4)));
+    let w = draw(&step, 1, 1, 2, 0.5, 4);
+    differences(&step, &w, &interpreted(&step, &w), 1e-6);
+}
+
+/// What cannot be a kernel says why.
+#[test]
+fn refusals() {
+    use fwp_sdk::program::{Node, Op, Span};
+    let mut step = in_step(&support::rule::<support::Delta>(dims(4, 4)));
+    let last = step.function.outputs[0].node;
+    step.function.nodes.push(Node { op: Op::Phi { role: "key".into(), size: 4 }, operands: vec![last], span: Span::default() });
+    step.function.outputs[0].node = step.function.nodes.len() as u32 - 1;
+    let why = fwp_program::kernel::generate(&step, SINGLE).unwrap_err().to_string();
+    assert!(why.contains("phi"), "{why}");
+}
