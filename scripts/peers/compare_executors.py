@@ -146,7 +146,7 @@ def deltanet_case(run: Run, name: str) -> Json:
         return json.loads(printed)["steps_per_second"]
 
     # The recipe stops when it is good enough, which must not end the measurement.
-    never = ["--set", "stop.eval_loss_at_most=0"]
+    never = ["--set", "stop.eval_loss_at_most="]
     # A step of ours is so short that as many again are needed to measure it.
     rounds = run.in_turns(lambda number: training(run, "deltanet", 5 * steps, number, never), peer, name)
     return {
@@ -258,7 +258,9 @@ def verdict(result: Json) -> str:
 
     if not holds(result["floor"]):
         return "below the floor" if result["floor"].startswith(">") else "above the bound"
-    return "aim" if holds(result["aim"]) else "floor"
+    if holds(result["aim"]):
+        return "aim"
+    return "floor" if result["floor"] else "below the aim"
 
 
 def figure(value: Optional[float]) -> str:

@@ -55,7 +55,8 @@ fn chosen_executors_and_a_table_for_people() {
 fn a_peak_grows_with_the_length() {
     let case = Case::new();
     let peak = |steps: usize| {
-        let call = format!("bench --rule delta --heads 4 --key-dim 32 --value-dim 32 --time {steps} --rounds 1 --exec reference --json");
+        let call =
+            format!("bench --rule delta --heads 4 --key-dim 32 --value-dim 32 --time {steps} --rounds 1 --exec reference --json");
         rows(&case, &call)[0]["peak_bytes"].as_u64().unwrap() as f64
     };
     // The reference keeps at least one state [4, 32, 32] of four bytes for every step.

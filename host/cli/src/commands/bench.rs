@@ -128,7 +128,11 @@ impl Bench {
         let rows: Vec<Value> = serde_json::from_slice(&printed).map_err(|e| {
             Failure::new(Code::Unexpected, "the engine's answer cannot be read", e.to_string(), "build host and engine together")
         })?;
-        if self.json { output::json(&rows)? } else { output::print(&self.table(alone.name(), &rows))? }
+        if self.json {
+            output::json(&rows)?
+        } else {
+            output::print(&self.table(alone.name(), &rows))?
+        }
         Ok(0)
     }
 

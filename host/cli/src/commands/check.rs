@@ -226,8 +226,10 @@ impl Check {
 
     fn print_list(&self, cases: &[Case]) -> Result<(), Failure> {
         if self.json {
-            let list: Vec<Value> =
-                cases.iter().map(|c| json!({ "name": c.name, "executor": c.executor, "says": c.says, "seconds": c.seconds })).collect();
+            let list: Vec<Value> = cases
+                .iter()
+                .map(|c| json!({ "name": c.name, "executor": c.executor, "says": c.says, "seconds": c.seconds }))
+                .collect();
             return output::json(&list);
         }
         let rows: Vec<Vec<String>> = cases.iter().map(|c| vec![c.name.clone(), c.says.clone()]).collect();

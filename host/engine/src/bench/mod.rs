@@ -133,7 +133,9 @@ impl Bench {
         let mut random = Random::new(1);
         let mut weights = Vec::new();
         for o in interface {
-            let fwp_sdk::program::Type::Tensor(t) = &types[o.node as usize] else { bail!("internal: an output that is no tensor") };
+            let fwp_sdk::program::Type::Tensor(t) = &types[o.node as usize] else {
+                bail!("internal: an output that is no tensor")
+            };
             let own = t.shape.iter().map(|n| *n as i64);
             let size: Vec<i64> = [wanted.batch, wanted.steps, subject.heads].into_iter().chain(own).collect();
             weights.push(normal(&mut random, &size)?.f_to_kind(precision.kind)?);
@@ -236,7 +238,9 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
         })));
     }
     if busy > BUSY {
-        say(&format!("warning: others kept {busy:.2} processors busy meanwhile: compare ratios only, or measure again when it is idle"));
+        say(&format!(
+            "warning: others kept {busy:.2} processors busy meanwhile: compare ratios only, or measure again when it is idle"
+        ));
     }
     Ok(rows)
 }

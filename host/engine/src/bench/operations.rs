@@ -49,7 +49,9 @@ fn of_node(node: &Node, i: usize, types: &[Type]) -> f64 {
         },
         // Every iteration multiplies by the matrix once.
         Op::SolveSpd { iterations, .. } => 2.0 * *iterations as f64 * elements(operand(0)),
-        Op::Sum { .. } | Op::Mean { .. } | Op::ReduceMax { .. } | Op::ReduceMin { .. } | Op::LogSumExp { .. } => elements(operand(0)),
+        Op::Sum { .. } | Op::Mean { .. } | Op::ReduceMax { .. } | Op::ReduceMin { .. } | Op::LogSumExp { .. } => {
+            elements(operand(0))
+        }
         _ => elements(i),
     }
 }

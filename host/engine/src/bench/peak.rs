@@ -37,7 +37,8 @@ impl Resident {
 }
 
 fn status(key: &str) -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status, which tells the memory of a process")?;
+    let text =
+        std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status, which tells the memory of a process")?;
     let line = text.lines().find_map(|l| l.strip_prefix(key)).with_context(|| format!("/proc/self/status has no {key}"))?;
     let number = line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
     Ok(number.with_context(|| format!("{key} is not a number"))? * 1024)

@@ -76,7 +76,9 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
     let (mut compared, mut overflown) = (0, Vec::new());
     let mut pooled: BTreeMap<String, Pooled> = BTreeMap::new();
     let equal = (subject.sizes == "equal").then_some(subject.heads);
-    for length in equal.into_iter().chain(lengths(trial.quick).iter().copied()).filter(|n| chaotic.is_none() || *n <= CHAOTIC_LENGTH) {
+    for length in
+        equal.into_iter().chain(lengths(trial.quick).iter().copied()).filter(|n| chaotic.is_none() || *n <= CHAOTIC_LENGTH)
+    {
         for (states, masks) in [(false, false), (true, false), (false, true), (true, true)] {
             let place = format!("length {length}, initial states {}, masks {}", yes(states), yes(masks));
             let data = data(trial, length, states, masks)?;
@@ -136,7 +138,8 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
     if compared == 0 {
         return Ok(Report::failed("the reference itself is not finite anywhere: nothing can be compared"));
     }
-    let mut message = format!("{compared} tensors; the largest error is {:.0} % of what is allowed ({})", 100.0 * worst.ratio, worst.place);
+    let mut message =
+        format!("{compared} tensors; the largest error is {:.0} % of what is allowed ({})", 100.0 * worst.ratio, worst.place);
     if let Some(error) = chaotic {
         message += &format!(
             "; compared up to length {CHAOTIC_LENGTH} only, because the rule amplifies rounding: the float32 reference is off by {error:.1e} \

@@ -63,7 +63,9 @@ pub(super) fn causality(trial: &Trial<'_>) -> Result<Report> {
         for ((name, a), (_, b)) in outputs(&plain).zip(outputs(&changed)) {
             let apart = moved(&a.f_narrow(1, 0, place)?, &b.f_narrow(1, 0, place)?)?;
             if apart > ROUNDING {
-                return Ok(Report::failed(format!("`{name}` before step {place} moves by {apart:.1e} when inputs change from that step on")));
+                return Ok(Report::failed(format!(
+                    "`{name}` before step {place} moves by {apart:.1e} when inputs change from that step on"
+                )));
             }
             later |= moved(a, b)? > ROUNDING;
         }
@@ -99,7 +101,9 @@ pub(super) fn batch(trial: &Trial<'_>) -> Result<Report> {
         for ((name, a), (_, b)) in plain.values.iter().zip(&run(&alone)?.values) {
             let apart = moved(&a.f_narrow(0, sample, 1)?, b)?;
             if apart > ROUNDING {
-                return Ok(Report::failed(format!("`{name}` of sequence {sample} is {apart:.1e} away from that of the sequence alone")));
+                return Ok(Report::failed(format!(
+                    "`{name}` of sequence {sample} is {apart:.1e} away from that of the sequence alone"
+                )));
             }
         }
     }
@@ -132,7 +136,9 @@ pub(super) fn carry(trial: &Trial<'_>) -> Result<Report> {
                 };
                 let apart = moved(a, &b)?;
                 if apart > ROUNDING {
-                    return Ok(Report::failed(format!("`{name}` of two parts divided at step {place} is {apart:.1e} away from one pass")));
+                    return Ok(Report::failed(format!(
+                        "`{name}` of two parts divided at step {place} is {apart:.1e} away from one pass"
+                    )));
                 }
             }
         }
@@ -164,7 +170,9 @@ pub(super) fn nan(trial: &Trial<'_>) -> Result<Report> {
                 }
                 for sample in [0, 2] {
                     if b.get(sample).f_any()?.f_int64_value(&[])? != 0 {
-                        return Ok(Report::failed(format!("NaN in `{name}` of sequence 1 comes out in `{value}` of sequence {sample}")));
+                        return Ok(Report::failed(format!(
+                            "NaN in `{name}` of sequence 1 comes out in `{value}` of sequence {sample}"
+                        )));
                     }
                 }
             }

@@ -34,7 +34,9 @@ pub(super) fn steps(trial: &Trial<'_>) -> Result<Report> {
             let wanted = Tensor::f_from_slice(wanted)?.f_reshape(t.size())?;
             let error = distance(t, &wanted)?;
             if error > CLOSE {
-                return Ok(Report::failed(format!("`{name}` is {error:.1e} away from the step evaluated alone (masks: {masks})")));
+                return Ok(Report::failed(format!(
+                    "`{name}` is {error:.1e} away from the step evaluated alone (masks: {masks})"
+                )));
             }
             worst = worst.max(error);
         }
@@ -149,7 +151,9 @@ fn interpreted(trial: &Trial<'_>, data: &Data) -> Result<BTreeMap<String, Vec<f6
             let fresh = rule.states.iter().map(|s| match &s.init {
                 StateInit::Zeros => Ok(Array::full(&s.shape, 0.0)),
                 StateInit::Constant(c) => Ok(Array::full(&s.shape, *c)),
-                StateInit::Parameter(name) => parameters.get(name).cloned().with_context(|| format!("internal: no parameter `{name}`")),
+                StateInit::Parameter(name) => {
+                    parameters.get(name).cloned().with_context(|| format!("internal: no parameter `{name}`"))
+                }
             });
             let fresh: Vec<Array> = fresh.collect::<Result<_>>()?;
             let mut states = fresh.clone();
@@ -200,13 +204,21 @@ fn interpreted(trial: &Trial<'_>, data: &Data) -> Result<BTreeMap<String, Vec<f6
 }
 
 /// The feature map on every row of an input.
-fn mapped(map: &Program, role: &str, x: &Array, shape: &[usize], parameters: &BTreeMap<String, Array>, index: i64) -> Result<Array> {
+fn mapped(
+    map: &Program,
+    role: &str,
+    x: &Array,
+    shape: &[usize],
+    parameters: &BTreeMap<String, Array>,
+    index: i64,
+) -> Result<Array> {
     let f: &Function = map.entry(role).context("internal: a map without its function")?;
     let d = x.shape.last().copied().unwrap_or(1);
     let mut out = Vec::new();
     for row in x.floats().unwrap_or_default().chunks(d) {
         let row = Array::new(&[d], row.to_vec()).context("internal: a row")?;
-        let mut inputs = Inputs { arguments: vec![Value::Tensor(row)], parameters: parameters.clone(), index, ..Inputs::default() };
+        let mut inputs =
+            Inputs { arguments: vec![Value::Tensor(row)], parameters: parameters.clone(), index, ..Inputs::default() };
         out.extend_from_slice(floats(&evaluate(map, f, &mut inputs)?[0])?);
     }
     Array::new(shape, out).context("internal: the features of an input")

@@ -133,7 +133,8 @@ fn planned(job: &Job) -> Result<Vec<Planned>> {
         bail!("there is no executor `{unknown}`; there are: {}", known.join(", "));
     }
     let primes = job.sizes.iter().position(|s| s.name == "primes").context("internal: no sizes `primes`")?;
-    let wanted: Vec<&str> = known.into_iter().filter(|e| job.executors.is_empty() || job.executors.iter().any(|w| w == e)).collect();
+    let wanted: Vec<&str> =
+        known.into_iter().filter(|e| job.executors.is_empty() || job.executors.iter().any(|w| w == e)).collect();
     let mut all = Vec::new();
     let mut add = |executor: Option<&str>, suffix: &str, what: What, sizes: usize, says: String| {
         let name = format!("{}.{suffix}", executor.unwrap_or("rule"));
@@ -143,7 +144,8 @@ fn planned(job: &Job) -> Result<Vec<Planned>> {
     add(None, "restated", What::Restated, primes, "The rule's second statement computes the same step.".into());
     for e in wanted {
         if e == REFERENCE {
-            let says = "Outputs and final states are those of the step evaluated one head, sequence and step at a time in float64.";
+            let says =
+                "Outputs and final states are those of the step evaluated one head, sequence and step at a time in float64.";
             add(Some(e), "steps", What::Steps, primes, says.into());
             let says = "Gradients of every input, state and parameter are those of finite differences in float64.";
             add(Some(e), "gradients", What::Gradients, primes, says.into());
@@ -164,7 +166,11 @@ fn planned(job: &Job) -> Result<Vec<Planned>> {
         }
         let more = [
             ("causality", What::Causality, "A change of the inputs from one step on moves no earlier output."),
-            ("batch", What::Batch, "A change of one sequence moves no other, and a sequence alone gives what it gives in a batch."),
+            (
+                "batch",
+                What::Batch,
+                "A change of one sequence moves no other, and a sequence alone gives what it gives in a batch.",
+            ),
             ("carry", What::Carry, "Two halves with the state carried over give what one pass gives."),
             ("nan", What::Nan, "NaN in an input comes out where the reference shows it, and in no other sequence."),
             ("threads", What::Threads, "Outputs and gradients have the same bits for 1, 2, 3 and 4 threads."),
@@ -189,7 +195,10 @@ pub fn run(job: &Job, name: &str) -> Result<Report> {
 fn one(job: &Job, planned: &Planned) -> Result<Report> {
     let described = &job.sizes[planned.sizes];
     if let Err(why) = &described.rule {
-        return Ok(Report::skipped(format!("the rule is not described for keys of {} and values of {}: {why}", described.key, described.value)));
+        return Ok(Report::skipped(format!(
+            "the rule is not described for keys of {} and values of {}: {why}",
+            described.key, described.value
+        )));
     }
     let subject = Subject::open(described)?;
     let name = planned.case.executor.as_deref().unwrap_or(REFERENCE);

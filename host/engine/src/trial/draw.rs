@@ -108,11 +108,8 @@ pub fn data(rule: &Program, heads: i64, raw: i64, unit: bool, wanted: Wanted, se
         let list: Vec<bool> = (0..batch * steps).map(|_| random.uniform() * every < 1.0).collect();
         Ok(Tensor::f_from_slice(&list)?.f_reshape([batch, steps])?)
     };
-    let (reset, write) = if wanted.masks {
-        (Some(flags(RESET_EVERY)?), Some(flags(MASK_EVERY)?.f_logical_not()?))
-    } else {
-        (None, None)
-    };
+    let (reset, write) =
+        if wanted.masks { (Some(flags(RESET_EVERY)?), Some(flags(MASK_EVERY)?.f_logical_not()?)) } else { (None, None) };
     Ok(Data { inputs, states, index: None, parameters: Vec::new(), reset, write })
 }
 

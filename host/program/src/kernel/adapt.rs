@@ -28,10 +28,9 @@ pub fn save(low: &mut Lowered) {
     for n in low.argument_gradients.iter_mut().flatten() {
         *n = cut.node(*n);
     }
-    // Undoing must not need what the adjoint does not save, nor the states that it is to give.
+    // Undoing must not read the states that it is to give.
     let before = cut.saved.len();
     let undone: Vec<Option<Id>> = undo.iter().map(|n| n.map(|n| cut.node(n))).collect();
-    let same = cut.saved.len() == before;
     low.saved = cut.saved;
     let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
     let all = large.iter().zip(&undone).all(|(large, n)| !large || n.is_some());
@@ -42,8 +41,10 @@ pub fn save(low: &mut Lowered) {
         (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Leaf(Leaf::State(i)) if large[i]))
     });
     let folds = (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Fold(..)));
-    if same && all && !reads_itself && !folds {
+    if all && !reads_itself && !folds {
         low.undo = undone;
+    } else {
+        low.saved.truncate(before);
     }
 }
 
@@ -108,7 +109,7 @@ impl Cut<'_> {
         }
         let node = self.graph.nodes[n].clone();
         let computed = matches!(node.what, What::Map(_) | What::Fold(..) | What::Cumsum(_) | What::Solve { .. });
-        let result = if computed && self.forward[n] && node.dtype == Dtype::Float && node.axes.len() <= 1 {
+        let result = if computed && self.forward.get(n) == Some(&true) && node.dtype == Dtype::Float && node.axes.len() <= 1 {
             let leaf = self.graph.leaf(Leaf::Saved(self.saved.len()), &node.axes, Dtype::Float);
             self.saved.push((leaf, n));
             leaf

@@ -18,8 +18,7 @@ config! {
 impl UpdateRule for DeltaRnn {
     const NAME: &'static str = "delta-rnn";
     const CITATION: &'static str = "Irie, Schlag, Csordas, Schmidhuber 2021, arXiv 2106.06295, the Delta RNN of the main tables";
-    const OBJECTIVE: &'static str =
-        "1/2 |W k - v|^2 and 1/2 |R r - u|^2, one gradient step each of sizes beta and b; the recurrence itself minimises nothing";
+    const OBJECTIVE: &'static str = "1/2 |W k - v|^2 and 1/2 |R r - u|^2, one gradient step each of sizes beta and b; the recurrence itself minimises nothing";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::new(dims)

@@ -54,14 +54,13 @@ impl GatedDelta {
 
 impl UpdateRule for GatedDelta {
     const NAME: &'static str = "gated-delta";
-    const CITATION: &'static str = "Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, Eq. 10; beta_scale 2: Grazzi et al. 2024, arXiv 2411.12537";
+    const CITATION: &'static str =
+        "Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, Eq. 10; beta_scale 2: Grazzi et al. 2024, arXiv 2411.12537";
     const OBJECTIVE: &'static str = "1/2 |S k - v|^2 at the decayed fast weights S, one gradient step of size beta";
 
     fn signature(&self, dims: Dims) -> Signature {
-        let signature = Signature::new(dims)
-            .signal("beta", [])
-            .signal("alpha", [])
-            .state("w", [dims.value, dims.key], StateStart::Zeros);
+        let signature =
+            Signature::new(dims).signal("beta", []).signal("alpha", []).state("w", [dims.value, dims.key], StateStart::Zeros);
         if self.decay == Decay::Sigmoid {
             return signature;
         }
