@@ -215,7 +215,7 @@ fn speed() {
     let Some(cc) = compiler() else { return };
     // FWP_SIZE chooses one size, FWP_KEEP keeps its text.
     let only = std::env::var("FWP_SIZE").ok().and_then(|s| s.parse::<usize>().ok());
-    for (d, interval) in [(64, 16), (128, 16)].into_iter().filter(|(d, _)| only.is_none_or(|o| o == *d)) {
+    for (d, interval) in [(64, 48), (128, 48)].into_iter().filter(|(d, _)| only.is_none_or(|o| o == *d)) {
         let step = in_step(&support::rule::<support::Delta>(dims(d, d)));
         println!("{}", support::kernels::bench(&cc, &step, SINGLE, 2048, 4, interval));
     }

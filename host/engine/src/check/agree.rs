@@ -33,7 +33,7 @@ const FACTOR: f64 = 4.0;
 const FLOOR: f64 = 4.0 * f32::EPSILON as f64;
 /// The same in float64. Both sides err there, and none is known better, so it is twice as much and scaled from float32.
 const FACTOR_DOUBLE: f64 = 2.0 * FACTOR;
-const FLOOR_DOUBLE: f64 = 32.0 * f64::EPSILON;
+const FLOOR_DOUBLE: f64 = 64.0 * f64::EPSILON;
 const DOUBLE_OF_SINGLE: f64 = f64::EPSILON / f32::EPSILON as f64;
 
 /// The case that seemed worst.

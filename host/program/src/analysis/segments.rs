@@ -138,7 +138,7 @@ impl Part {
             erases_left: self.erases_left || next.erases_left,
         };
         let two_sided = both.columns && (both.rows || both.erases_left) || both.rows && both.erases_right;
-        let multiplied_out = false && self.adds && erases;
+        let multiplied_out = self.adds && erases;
         (!two_sided && !multiplied_out).then_some(both)
     }
 }

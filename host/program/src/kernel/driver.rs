@@ -548,36 +548,52 @@ impl Driver<'_> {
         Ok(t)
     }
 
-    /// Asks for what the step after next reads: steps of one sequence lie apart, and no hardware foresees them well.
-    fn foresee(&self, back: bool, indent: usize) -> String {
-        let mut lines: Vec<(String, usize)> = Vec::new();
+    /// Asks for what the step after next reads and writes: steps of one sequence lie apart, and no hardware foresees them well.
+    fn foresee(&self, given: Option<&[Given]>, indent: usize) -> String {
+        let mut lines: Vec<(String, usize, bool)> = Vec::new();
         for (i, p) in self.arguments.iter().enumerate() {
             let bytes = p.elements() * if p.dtype == Dtype::Float { self.lay.bytes } else { 8 };
             if self.step.per[i] == Per::Step && bytes <= MOST_FORESEEN {
                 let ty = c_type(p.dtype);
-                lines.push((format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]"), bytes));
+                let from = format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]");
+                lines.push((from, bytes, false));
+                if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i)) {
+                    let part = self.part(p, "s->steps");
+                    let to = format!("s->in_gradient[{i}] ? s->in_gradient[{i}] + (({part}ahead) * s->sequences + sequence) * {} : m", p.elements());
+                    lines.push((to, bytes, true));
+                }
             }
         }
-        for (i, p) in self.kept.iter().enumerate().filter(|_| back) {
+        for (i, p) in self.kept.iter().enumerate() {
             let bytes = p.elements() * self.lay.bytes;
             if bytes <= MOST_FORESEEN {
-                lines.push((
-                    format!("s->kept_gradient[{i}] ? s->kept_gradient[{i}] + (ahead * s->sequences + sequence) * {} : m", p.elements()),
-                    bytes,
-                ));
+                let at = format!("(ahead * s->sequences + sequence) * {}", p.elements());
+                lines.push(match given {
+                    Some(_) => (format!("s->kept_gradient[{i}] ? s->kept_gradient[{i}] + {at} : m"), bytes, false),
+                    None => (format!("s->kept[{i}] + {at}"), bytes, true),
+                });
             }
         }
         let mut t = String::new();
         if lines.is_empty() {
             return t;
         }
-        let (test, ahead) = if back { ("t >= 2", "t - 2") } else { ("t + 2 < s->steps", "t + 2") };
+        let (test, ahead) = if given.is_some() { ("t >= 2", "t - 2") } else { ("t + 2 < s->steps", "t + 2") };
         let _ = writeln!(t, "{:indent$}if ({test}) {{\n{:indent$}    const int64_t ahead = {ahead};", "", "");
-        for (from, bytes) in lines {
-            let _ = writeln!(t, "{:indent$}    fwp_foresee({from}, {bytes});", "");
+        for (from, bytes, written) in lines {
+            let name = if written { "fwp_foresee_write" } else { "fwp_foresee" };
+            let _ = writeln!(t, "{:indent$}    {name}({from}, {bytes});", "");
         }
         let _ = writeln!(t, "{:indent$}}}", "");
         t
+    }
+
+    /// The place of this block's partial sums before those of a step or a sequence, where blocks have their own.
+    fn part(&self, p: &Port, of: &str) -> String {
+        match self.split {
+            Some((axis, blocks)) if !p.axes().contains(&axis) => format!("unit % {blocks} * {of} + "),
+            _ => String::new(),
+        }
     }
 
     /// Copies a state between the caller's memory and ours.
@@ -649,7 +665,7 @@ impl Driver<'_> {
         }
         t += "        at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false)?;
-        t += &self.foresee(false, 8);
+        t += &self.foresee(None, 8);
         for (i, at) in states.iter().enumerate() {
             let _ = writeln!(t, "        at.next[{i}] = {} ? m + {} : m + {};", self.taken(i), at.0, at.1);
         }
@@ -690,7 +706,6 @@ impl Driver<'_> {
         }
         let states: usize = self.state_rooms.iter().sum();
         let a_step = states + self.saved_room();
-        let blocks = self.split.map_or(1, |s| s.1);
         let first = self.memory.elements;
         let mut t = String::from("void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n");
         t += &self.setup();
@@ -702,7 +717,10 @@ impl Driver<'_> {
             t += &self.state_transfer(i, &format!("(m + {})", rooms[i].gradient), &format!("s->end_gradient[{i}] + sequence * {n}"), false, 8)?;
             t += "    }\n";
         }
-        let _ = writeln!(t, "    real *const slots = m + {first};");
+        // Vectors that are read at every step lie close together, apart from states that are perhaps never touched.
+        let saved = self.saved_room();
+        let _ = writeln!(t, "    real *const vectors = m + {first};\n    real *const slots = vectors + s->interval * {saved};");
+        t += "    (void)vectors, (void)slots;\n";
         t += "    for (int64_t segment = (s->steps + s->interval - 1) / s->interval - 1; segment >= 0; segment--) {\n";
         t += "        const int64_t begin = segment * s->interval;\n";
         t += "        const int64_t end = begin + s->interval < s->steps ? begin + s->interval : s->steps;\n";
@@ -718,7 +736,7 @@ impl Driver<'_> {
         }
         // Forwards.
         t += "        for (int64_t t = begin; t < end; t++) {\n";
-        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {a_step};");
+        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {states};\n            (void)slot;");
         let _ = writeln!(t, "            const int last = t + 1 == end;\n            (void)last;");
         t += "            at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         if !self.states.is_empty() {
@@ -744,23 +762,23 @@ impl Driver<'_> {
             }
             let _ = writeln!(t, "            at.state[{i}] = slot + {at};");
             let _ = writeln!(t, "            if (last) at.next[{i}] = m + {};", rooms[i].trash);
-            let _ = writeln!(t, "            else if ({}) at.next[{i}] = slot + {};", self.taken(i), a_step + at);
+            let _ = writeln!(t, "            else if ({}) at.next[{i}] = slot + {};", self.taken(i), states + at);
             let _ = writeln!(t, "            else {{\n                at.next[{i}] = m + {};", rooms[i].trash);
             let _ = writeln!(
                 t,
                 "                __builtin_memcpy(slot + {}, slot + {at}, {} * sizeof(real));\n            }}",
-                a_step + at,
+                states + at,
                 self.state_rooms[i]
             );
         }
-        let _ = writeln!(t, "            at.saved = slot + {states};");
+        let _ = writeln!(t, "            at.saved = vectors + (t - begin) * {saved};");
         t += "            fwp_step_again(m, &at);\n        }\n";
         // Backwards.
         t += "        for (int64_t t = end - 1; t >= begin; t--) {\n";
-        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {a_step};");
+        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {states};\n            (void)slot;");
         t += "            at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &indented(&self.bring(false)?);
-        t += &self.foresee(true, 12);
+        t += &self.foresee(Some(given), 12);
         for (i, at) in offsets.iter().enumerate() {
             let _ = writeln!(t, "            const int taken{i} = {};", self.taken(i));
             match rooms[i].tile {
@@ -775,7 +793,7 @@ impl Driver<'_> {
             let _ = writeln!(t, "            at.state_gradient[{i}] = taken{i} ? m + {} : m + {};", rooms[i].gradient, rooms[i].zeros);
             let _ = writeln!(t, "            at.state_gradient_out[{i}] = taken{i} ? m + {} : m + {};", rooms[i].gradient, rooms[i].trash);
         }
-        let _ = writeln!(t, "            at.saved = slot + {states};");
+        let _ = writeln!(t, "            at.saved = vectors + (t - begin) * {saved};");
         let undone: Vec<String> = (0..self.states.len()).filter(|i| rooms[*i].tile.is_some()).map(|i| format!("taken{i}")).collect();
         if !undone.is_empty() {
             let _ = writeln!(t, "            if ({}) fwp_step_undo(m, &at);", undone.join(" || "));
@@ -798,10 +816,7 @@ impl Driver<'_> {
             let n = self.arguments[i].elements();
             match g {
                 Given::Steps => {
-                    let part = match self.split {
-                        Some((axis, _)) if !self.arguments[i].axes().contains(&axis) => format!("unit % {blocks} * s->steps + "),
-                        _ => String::new(),
-                    };
+                    let part = self.part(&self.arguments[i], "s->steps");
                     let _ = writeln!(
                         t,
                         "            at.in_gradient[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + (({part}t) * s->sequences + sequence) * {n} : 0;"
@@ -850,10 +865,7 @@ impl Driver<'_> {
             let p = &self.arguments[i];
             let n = p.elements();
             let Given::Summed(at) = g else { continue };
-            let part = match self.split {
-                Some((axis, _)) if !p.axes().contains(&axis) => format!("unit % {blocks} * s->sequences + "),
-                _ => String::new(),
-            };
+            let part = self.part(p, "s->sequences");
             let _ = writeln!(t, "    if (s->in_gradient[{i}]) {{\n        real *const theirs = s->in_gradient[{i}] + ({part}sequence) * {n};");
             t += &self.transfer(p, &format!("(m + {at})"), "theirs", true, 8)?;
             t += "    }\n";

@@ -59,6 +59,11 @@ static inline __attribute__((unused)) void fwp_foresee(const void *p, int64_t by
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i);
 }
 
+static inline __attribute__((unused)) void fwp_foresee_write(const void *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 1);
+}
+
 struct fwp_scan {
     int64_t steps, sequences;
     int64_t interval;

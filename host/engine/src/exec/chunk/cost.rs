@@ -80,7 +80,8 @@ pub fn keyed(layout: &Layout, logs: &[Tensor], preferred: i64, kind: Kind) -> Re
         chunk = chunk.max(preferred);
         loop {
             // Not a number fits nowhere and is passed on.
-            if !(largest(chunk)? > limit) {
+            let largest = largest(chunk)?;
+            if largest <= limit || largest.is_nan() {
                 return Ok((chunk, kind));
             }
             if chunk <= shortest {

@@ -205,12 +205,12 @@ fn steps(case: &Case, x: &Numbers, s: &Sizes, write: Option<&Tensor>, reset: Opt
             for term in &segment.terms {
                 let mut column = now.zeros_like().select(2, 0);
                 if let Some(u) = term.column {
-                    column = column + c(u);
+                    column = c(u) + column;
                 }
                 if let Some(p) = term.erase {
-                    column = column + now.matmul(&c(p).unsqueeze(2)).squeeze_dim(2);
+                    column = now.matmul(&c(p).unsqueeze(2)).squeeze_dim(2) + column;
                 }
-                next = next + column.unsqueeze(2) * c(term.row).unsqueeze(1);
+                next = column.unsqueeze(2) * c(term.row).unsqueeze(1) + next;
             }
             now = next;
             read(i + 1, &now);
