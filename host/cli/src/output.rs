@@ -68,7 +68,7 @@ pub fn table_within(headers: &[&str], rows: &[Vec<String>], width: usize) -> Str
     };
     let before: usize = (0..last).map(|c| widest(c) + 2).sum();
     // A column narrower than this is worse to read than a line that is too long.
-    let room = width.saturating_sub(before).max(24);
+    let room = width.saturating_sub(before).max(16);
     let mut broken: Vec<Vec<String>> = Vec::new();
     for row in rows {
         let cell = wrapped(row.get(last).map_or("", String::as_str), room);
@@ -106,7 +106,7 @@ pub fn wrapped(text: &str, width: usize) -> String {
             let fits = |(i, c): &(usize, char)| *c == ' ' && *i > indent.len() && rest[..*i].chars().count() <= width;
             // A word that is too long for a line stays whole.
             let too_long = || rest.char_indices().find(|(i, c)| *c == ' ' && *i > indent.len());
-            let Some((at, _)) = rest.char_indices().filter(fits).last().or_else(too_long) else { break };
+            let Some((at, _)) = rest.char_indices().rfind(fits).or_else(too_long) else { break };
             let next = format!("{indent}{}", rest[at..].trim_start());
             lines.push(rest[..at].trim_end().to_string());
             rest = next;

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use fwp_engine::{bench, check};
 use fwp_engine::command::failure::{Failure, INTERRUPTED};
 use fwp_engine::command::{apply, doctor, eval, parent, train};
 use fwp_engine::monitor::Progress;
 use fwp_engine::train::{End, Resume};
+use fwp_engine::{bench, check};
 use fwp_recipe::RunDir;
 
 /// The engine of fwp-host; started by it.

@@ -28,7 +28,9 @@ fn the_same_seed_gives_the_same_numbers() {
     let subject = delta();
     let wanted = Wanted { batch: 2, steps: 50, states: true, masks: true };
     let (a, b, c) = (subject.draw(wanted, 1).unwrap(), subject.draw(wanted, 1).unwrap(), subject.draw(wanted, 2).unwrap());
-    for (((name, x), (_, y)), (_, z)) in a.inputs.iter().chain(&a.states).zip(b.inputs.iter().chain(&b.states)).zip(c.inputs.iter().chain(&c.states)) {
+    for (((name, x), (_, y)), (_, z)) in
+        a.inputs.iter().chain(&a.states).zip(b.inputs.iter().chain(&b.states)).zip(c.inputs.iter().chain(&c.states))
+    {
         assert_eq!(x, y, "{name}");
         assert_ne!(x, z, "{name}");
     }

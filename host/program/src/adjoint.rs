@@ -124,9 +124,7 @@ impl Writer<'_> {
                 Mapped::Many(_) => Err("several values at once are handed on".to_string()),
             };
             let mapped = match &node.op {
-                Op::Argument { index } => {
-                    Mapped::One(*arguments.get(*index as usize).ok_or("an argument is not there")?)
-                }
+                Op::Argument { index } => Mapped::One(*arguments.get(*index as usize).ok_or("an argument is not there")?),
                 Op::State { index } => Mapped::One((self.first_state + *index as usize) as NodeId),
                 Op::Element { index } => match &map[node.operands[0] as usize] {
                     Mapped::Many(parts) => Mapped::One(*parts.get(*index as usize).ok_or("a part is not there")?),

@@ -23,8 +23,8 @@
 //! Everything here is a function from programs to plain values, so it runs in the command line without libtorch and in tests without a model.
 //! [`interpret`] is deliberately naive: it is the judge of [`gradient`] here and of the executors elsewhere, and shares no code with either.
 
-pub mod analysis;
 pub mod adjoint;
+pub mod analysis;
 pub mod check;
 pub mod effective;
 pub mod equivalent;

@@ -63,9 +63,7 @@ rule!(
 
 rule!(
     Normalised,
-    |dims| Signature::new(dims)
-        .state("w", [dims.value, dims.key], StateStart::Zeros)
-        .state("z", [dims.key], StateStart::Zeros),
+    |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros).state("z", [dims.key], StateStart::Zeros),
     |s| {
         let (q, k, v) = s.query_key_value();
         let (k, q) = (k.exp(), q.exp());
@@ -130,9 +128,11 @@ rule!(
 // Rules that nobody foresaw: two matrices that read each other, a matrix inside of tanh, several steps of an inner loop.
 rule!(
     Coupled,
-    |dims| Signature::new(dims)
-        .state("a", [dims.value, dims.key], StateStart::Zeros)
-        .state("b", [dims.value, dims.key], StateStart::Zeros),
+    |dims| Signature::new(dims).state("a", [dims.value, dims.key], StateStart::Zeros).state(
+        "b",
+        [dims.value, dims.key],
+        StateStart::Zeros
+    ),
     |s| {
         let (q, k, v) = s.query_key_value();
         let (a, b) = (s.state("a"), s.state("b"));
@@ -144,34 +144,26 @@ rule!(
     }
 );
 
-rule!(
-    Squashed,
-    |dims| Signature::new(dims).signal("beta", []).state("w", [dims.value, dims.key], StateStart::Zeros),
-    |s| {
-        let (q, k, v) = s.query_key_value();
-        let beta = s.signal("beta").sigmoid();
-        let w = s.state("w");
-        let w = (&w + beta * outer(v - w.tanh().matvec(&k), &k)).tanh();
-        let y = w.matvec(&q);
-        s.output(&y * w.matvec_t(&y).norm_squared());
-        s.set_state("w", w);
-    }
-);
+rule!(Squashed, |dims| Signature::new(dims).signal("beta", []).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let beta = s.signal("beta").sigmoid();
+    let w = s.state("w");
+    let w = (&w + beta * outer(v - w.tanh().matvec(&k), &k)).tanh();
+    let y = w.matvec(&q);
+    s.output(&y * w.matvec_t(&y).norm_squared());
+    s.set_state("w", w);
+});
 
-rule!(
-    Inner,
-    |dims| Signature::new(dims).signal("rate", []).state("w", [dims.value, dims.key], StateStart::Zeros),
-    |s| {
-        let (q, k, v) = s.query_key_value();
-        let rate = 0.3 * s.signal("rate").sigmoid();
-        let mut w = s.state("w");
-        for _ in 0..3 {
-            w = &w + &rate * outer((&v - w.matvec(&k)).tanh(), &k);
-        }
-        s.output(w.matvec(&q).rms_norm(1e-3));
-        s.set_state("w", w);
+rule!(Inner, |dims| Signature::new(dims).signal("rate", []).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let rate = 0.3 * s.signal("rate").sigmoid();
+    let mut w = s.state("w");
+    for _ in 0..3 {
+        w = &w + &rate * outer((&v - w.matvec(&k)).tanh(), &k);
     }
-);
+    s.output(w.matvec(&q).rms_norm(1e-3));
+    s.set_state("w", w);
+});
 
 rule!(
     Cell,
@@ -191,16 +183,12 @@ rule!(
     }
 );
 
-rule!(
-    Choosing,
-    |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros),
-    |s| {
-        let (q, k, v) = s.query_key_value();
-        let w = s.state("w") + outer(v.relu().max(0.1).min(5.0), &k);
-        s.output(w.matvec(&q));
-        s.set_state("w", w);
-    }
-);
+rule!(Choosing, |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.state("w") + outer(v.relu().max(0.1).min(5.0), &k);
+    s.output(w.matvec(&q));
+    s.set_state("w", w);
+});
 
 const SIZES: &[(usize, usize)] = &[(8, 8), (16, 16), (5, 3), (7, 37), (64, 32)];
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::{DOUBLE, Report, SINGLE, Trial, distance, is_finite};
+use super::{DOUBLE, Report, SINGLE, Trial, apart, distance, is_finite};
 use crate::trial::draw::seed_of;
 use crate::trial::executor::REFERENCE;
 use crate::trial::{Data, Outcome, Wanted};
@@ -43,19 +43,30 @@ struct Worst {
     place: String,
 }
 
-/// Squared errors of a small tensor over all places.
+/// A small tensor over all places: squared lengths of its errors and of itself, as if it were one tensor.
 #[derive(Default)]
 struct Pooled {
-    places: f64,
-    reference: f64,
-    single: f64,
-    double: f64,
+    places: usize,
+    length: f64,
+    /// Of the float32 reference, and of the executor in float32 and float64.
+    errors: [f64; 3],
 }
 
 impl Pooled {
-    /// The error of the float32 reference, and those of the executor in float32 and float64.
-    fn errors(&self) -> [f64; 3] {
-        [self.reference, self.single, self.double].map(|sum| (sum / self.places).sqrt())
+    fn add(&mut self, exact: &Tensor, others: [&Tensor; 3]) -> Result<()> {
+        self.places += 1;
+        for (sum, other) in self.errors.iter_mut().zip(others) {
+            let (error, length) = apart(other, exact)?;
+            *sum += error.powi(2);
+            self.length += length.powi(2) / 3.0;
+        }
+        Ok(())
+    }
+
+    /// Relative errors; absolute where the tensor is 0 everywhere.
+    fn relative(&self) -> [f64; 3] {
+        let length = if self.length > 0.0 { self.length } else { 1.0 };
+        self.errors.map(|sum| (sum / length).sqrt())
     }
 }
 
@@ -98,11 +109,7 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
                 let errors = [distance(got, exact)?, distance(got_double, exact)?];
                 let mut bounds = allowed(of_reference);
                 if exact.numel() < ELEMENTS as usize {
-                    let pool = pooled.entry(name.clone()).or_default();
-                    pool.places += 1.0;
-                    pool.reference += of_reference.powi(2);
-                    pool.single += errors[0].powi(2);
-                    pool.double += errors[1].powi(2);
+                    pooled.entry(name.clone()).or_default().add(exact, [single, got, got_double])?;
                     bounds = bounds.map(|b| LUCK * b);
                 }
                 for k in 0..2 {
@@ -121,11 +128,11 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
         }
     }
     for (name, pool) in &pooled {
-        let [of_reference, single, double] = pool.errors();
+        let [of_reference, single, double] = pool.relative();
         for ((precision, error), bound) in TYPES.into_iter().zip([single, double]).zip(allowed(of_reference)) {
             if error > bound {
                 return Ok(Report::failed(format!(
-                    "`{name}` differs from the reference in {precision} over all {} places: relative error {error:.2e} (root mean square), \
+                    "`{name}` differs from the reference in {precision} over all {} places: relative error {error:.2e}, \
                      allowed {bound:.2e} (the float32 reference has {of_reference:.2e})",
                     pool.places
                 )));

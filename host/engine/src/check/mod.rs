@@ -238,15 +238,19 @@ const SINGLE: Precision = Precision { kind: Kind::Float, device: Device::Cpu };
 /// Distance of two tensors relative to the length of the second; absolute where that is 0.
 /// NaN and infinity in one of them only, or in different places, are infinitely far apart.
 fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let (apart, length) = apart(a, b)?;
+    Ok(if length > 0.0 { apart / length } else { apart })
+}
+
+/// Distance of two tensors, and the length of the second.
+fn apart(a: &Tensor, b: &Tensor) -> Result<(f64, f64)> {
     if a.size() != b.size() {
-        return Ok(f64::INFINITY);
+        return Ok((f64::INFINITY, 1.0));
     }
     let (a, b) = (a.f_to_kind(Kind::Double)?, b.f_to_kind(Kind::Double)?);
     let norm = |t: &Tensor| -> Result<f64> { Ok(t.f_square()?.f_sum(Kind::Double)?.f_sqrt()?.f_double_value(&[])?) };
-    let apart = norm(&a.f_sub(&b)?)?;
-    let length = norm(&b)?;
-    let relative = if length > 0.0 { apart / length } else { apart };
-    Ok(if relative.is_finite() { relative } else { f64::INFINITY })
+    let (apart, length) = (norm(&a.f_sub(&b)?)?, norm(&b)?);
+    Ok(if apart.is_finite() && length.is_finite() { (apart, length) } else { (f64::INFINITY, 1.0) })
 }
 
 fn is_finite(t: &Tensor) -> Result<bool> {

@@ -280,7 +280,8 @@ impl Merge<'_> {
     }
 
     fn merged(&mut self, terms: &[Term]) -> Option<Id> {
-        let alike = |t: &Term, axis: Axis, work: &[Axis], g: &Graph| t.across.is_some_and(|(a, x)| a == axis && g.axes(x) == work);
+        let alike =
+            |t: &Term, axis: Axis, work: &[Axis], g: &Graph| t.across.is_some_and(|(a, x)| a == axis && g.axes(x) == work);
         let (axis, work) = terms.iter().find_map(|t| {
             let (axis, x) = t.across?;
             let work = self.graph.axes(x).to_vec();

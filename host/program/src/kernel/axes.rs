@@ -122,7 +122,9 @@ fn meetings(op: Op, y: NodeId, x: &[NodeId], types: &[Type]) -> Vec<(Dim, Dim)> 
         Op::Sum { axes } | Op::Mean { axes } | Op::ReduceMax { axes } | Op::ReduceMin { axes } => {
             (0..rank(x[0])).filter(|d| !axes.contains(d)).enumerate().map(|(to, d)| ((y, to), (x[0], d))).collect()
         }
-        Op::LogSumExp { axis } => (0..rank(x[0])).filter(|d| *d != axis).enumerate().map(|(to, d)| ((y, to), (x[0], d))).collect(),
+        Op::LogSumExp { axis } => {
+            (0..rank(x[0])).filter(|d| *d != axis).enumerate().map(|(to, d)| ((y, to), (x[0], d))).collect()
+        }
         Op::Slice { axis, .. } => straight(y, x[0]).into_iter().filter(|(a, _)| a.1 != axis).collect(),
         Op::Concat { axis } => x.iter().flat_map(|o| straight(y, *o)).filter(|(a, _)| a.1 != axis).collect(),
         Op::Reshape { .. } => reshaped(shape(x[0]), shape(y)).into_iter().map(|(a, b)| ((x[0], a), (y, b))).collect(),

@@ -39,7 +39,11 @@ enum Given {
     /// Summed over the steps at this offset.
     Summed(usize),
     /// Two factors a step.
-    Factors { left: Id, right: Id, axes: [Axis; 2] },
+    Factors {
+        left: Id,
+        right: Id,
+        axes: [Axis; 2],
+    },
 }
 
 /// Bytes of a value for one step up to which it is asked for ahead of time.
@@ -219,7 +223,8 @@ impl Driver<'_> {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
                     _ => {
                         let at = self.memory_take(room);
-                        let text = self.transfer(&self.arguments[k], &format!("(m + {at})"), &format!("in_gradient{k}"), true, 8)?;
+                        let text =
+                            self.transfer(&self.arguments[k], &format!("(m + {at})"), &format!("in_gradient{k}"), true, 8)?;
                         let _ = write!(after, "    if (in_gradient{k}) {{\n{text}    }}\n");
                         Place::lanes(format!("(m + {at})"))
                     }
@@ -231,7 +236,8 @@ impl Driver<'_> {
                             let _ = writeln!(after, "    __builtin_memcpy(next{k}, m + {at}, {room} * sizeof(real));");
                         }
                         Dest::StateGradient(k) => {
-                            let _ = writeln!(after, "    __builtin_memcpy(state_gradient_out{k}, m + {at}, {room} * sizeof(real));");
+                            let _ =
+                                writeln!(after, "    __builtin_memcpy(state_gradient_out{k}, m + {at}, {room} * sizeof(real));");
                         }
                         Dest::Kept(k) => {
                             let p = &self.kept[k];
@@ -241,7 +247,8 @@ impl Driver<'_> {
                         Dest::Left(k) | Dest::Right(k) => {
                             let left = matches!(dest, Dest::Left(_));
                             let side = if left { "left" } else { "right" };
-                            let p = Port { dims: vec![Some(o.axes[0])], shape: vec![self.lay.sizes[o.axes[0]]], dtype: Dtype::Float };
+                            let p =
+                                Port { dims: vec![Some(o.axes[0])], shape: vec![self.lay.sizes[o.axes[0]]], dtype: Dtype::Float };
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), true, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
@@ -257,8 +264,7 @@ impl Driver<'_> {
         let (lay, mut memory_now, mut masks_now, mut globals_now) =
             (lay.clone(), std::mem::take(memory), std::mem::take(masks), std::mem::take(globals));
         let leaves = |leaf: Leaf| self.place_of(leaf);
-        let mut printer =
-            Printer::new(graph, &lay, &nests, &leaves, dests, &mut memory_now, &mut masks_now, &mut globals_now);
+        let mut printer = Printer::new(graph, &lay, &nests, &leaves, dests, &mut memory_now, &mut masks_now, &mut globals_now);
         let body = printer.body()?;
         let operations = printer.operations;
         self.memory = memory_now;
@@ -312,7 +318,10 @@ impl Driver<'_> {
     fn function(&self, name: &str, r: &Routine, back: bool) -> String {
         let mut t = String::new();
         let _ = writeln!(t, "static __attribute__((noinline)) void {name}(real *m, const struct fwp_at *at)\n{{");
-        let _ = writeln!(t, "    const int64_t index = at->index;\n    const int64_t row0 = at->row0;\n    (void)index, (void)row0, (void)m;");
+        let _ = writeln!(
+            t,
+            "    const int64_t index = at->index;\n    const int64_t row0 = at->row0;\n    (void)index, (void)row0, (void)m;"
+        );
         let mut line = |used: &str, text: String| {
             if r.body.contains(used) || r.after.contains(used) {
                 let _ = writeln!(t, "    {text}");
@@ -322,7 +331,10 @@ impl Driver<'_> {
             let ty = c_type(p.dtype);
             line(&format!("in{i}"), format!("const {ty} *const in{i} = (const {ty} *)at->in[{i}]; (void)in{i};"));
             if back {
-                line(&format!("in_gradient{i}"), format!("real *const in_gradient{i} = at->in_gradient[{i}]; (void)in_gradient{i};"));
+                line(
+                    &format!("in_gradient{i}"),
+                    format!("real *const in_gradient{i} = at->in_gradient[{i}]; (void)in_gradient{i};"),
+                );
                 line(&format!("left{i}"), format!("real *const left{i} = at->in_gradient[{i}]; (void)left{i};"));
                 line(&format!("right{i}"), format!("real *const right{i} = at->right[{i}]; (void)right{i};"));
             }
@@ -471,7 +483,8 @@ impl Driver<'_> {
         let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
         let blocks = self.split.map_or(1, |s| s.1);
         let lanes: HashSet<Axis> = self.states.iter().filter_map(|s| self.g().lane(&s.axes())).collect();
-        let mut rows: Vec<String> = lanes.iter().map(|a| format!("{} rows in blocks of {}", self.lay.sizes[*a], self.lay.block(*a))).collect();
+        let mut rows: Vec<String> =
+            lanes.iter().map(|a| format!("{} rows in blocks of {}", self.lay.sizes[*a], self.lay.block(*a))).collect();
         rows.sort();
         let what = if blocks > 1 { format!("{blocks} independent blocks a sequence, each ") } else { String::new() };
         notes.push(format!("{what}{} in vectors of {} lanes", rows.join(", "), self.lay.lanes));
@@ -551,23 +564,30 @@ impl Driver<'_> {
     /// Asks for what the step after next reads and writes: steps of one sequence lie apart, and no hardware foresees them well.
     fn foresee(&self, given: Option<&[Given]>, indent: usize) -> String {
         let mut lines: Vec<(String, usize, bool)> = Vec::new();
+        // Of a value that is split, this block's rows: they lie together where the split axis is the first.
+        let rows = |p: &Port, bytes: usize| match (self.split, p.dims.first()) {
+            (Some((axis, blocks)), Some(Some(first))) if axis == *first => {
+                (format!(" + row0 * {}", p.elements() / p.shape[0]), bytes / blocks)
+            }
+            _ => (String::new(), bytes),
+        };
         for (i, p) in self.arguments.iter().enumerate() {
-            let bytes = p.elements() * if p.dtype == Dtype::Float { self.lay.bytes } else { 8 };
+            let (row, bytes) = rows(p, p.elements() * if p.dtype == Dtype::Float { self.lay.bytes } else { 8 });
             if self.step.per[i] == Per::Step && bytes <= MOST_FORESEEN {
                 let ty = c_type(p.dtype);
-                let from = format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]");
+                let from = format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]{row}");
                 lines.push((from, bytes, false));
                 if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i)) {
                     let part = self.part(p, "s->steps");
-                    let to = format!("s->in_gradient[{i}] ? s->in_gradient[{i}] + (({part}ahead) * s->sequences + sequence) * {} : m", p.elements());
-                    lines.push((to, bytes, true));
+                    let at = format!("(({part}ahead) * s->sequences + sequence) * {}{row}", p.elements());
+                    lines.push((format!("s->in_gradient[{i}] ? s->in_gradient[{i}] + {at} : m"), bytes, true));
                 }
             }
         }
         for (i, p) in self.kept.iter().enumerate() {
-            let bytes = p.elements() * self.lay.bytes;
+            let (row, bytes) = rows(p, p.elements() * self.lay.bytes);
             if bytes <= MOST_FORESEEN {
-                let at = format!("(ahead * s->sequences + sequence) * {}", p.elements());
+                let at = format!("(ahead * s->sequences + sequence) * {}{row}", p.elements());
                 lines.push(match given {
                     Some(_) => (format!("s->kept_gradient[{i}] ? s->kept_gradient[{i}] + {at} : m"), bytes, false),
                     None => (format!("s->kept[{i}] + {at}"), bytes, true),
@@ -616,8 +636,13 @@ impl Driver<'_> {
         let theirs = format!("s->checkpoint[{i}] + (({which}) * s->sequences + sequence) * {n}");
         if self.flat_checkpoint(i) {
             let mine: usize = self.lay_elements(i);
-            let part = if self.split.is_some() { format!(" + unit % {} * {mine}", self.split.map_or(1, |s| s.1)) } else { String::new() };
-            let (to, from) = if out { (format!("{theirs}{part}"), own.to_string()) } else { (own.to_string(), format!("{theirs}{part}")) };
+            let part = if self.split.is_some() {
+                format!(" + unit % {} * {mine}", self.split.map_or(1, |s| s.1))
+            } else {
+                String::new()
+            };
+            let (to, from) =
+                if out { (format!("{theirs}{part}"), own.to_string()) } else { (own.to_string(), format!("{theirs}{part}")) };
             return Ok(format!("{:indent$}__builtin_memcpy({to}, {from}, {mine} * sizeof(real));\n", ""));
         }
         self.state_transfer(i, own, &theirs, out, indent)
@@ -641,25 +666,39 @@ impl Driver<'_> {
     }
 
     fn forward_walk(&self, states: &[(usize, usize)], setup: &str) -> Result<String, String> {
-        let mut t = String::from("void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n");
+        let mut t = String::from(
+            "void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
+        );
         t += setup;
         t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
         t += &self.bring(true)?;
         for (i, p) in self.states.iter().enumerate() {
             let n = p.elements();
-            t += &self.state_transfer(i, &format!("(m + {})", states[i].0), &format!("s->start[{i}] + sequence * {n}"), false, 4)?;
+            t += &self.state_transfer(
+                i,
+                &format!("(m + {})", states[i].0),
+                &format!("s->start[{i}] + sequence * {n}"),
+                false,
+                4,
+            )?;
             let _ = writeln!(t, "    at.state[{i}] = m + {};", states[i].0);
         }
         t += "    for (int64_t t = 0; t < s->steps; t++) {\n";
         if !self.states.is_empty() {
             t += "        if (s->checkpoint && t % s->interval == 0) {\n";
-            for i in 0..self.states.len() {
-                t += &self.checkpoint(i, &format!("(m + {})", states[i].0), "t / s->interval", true, 12)?;
+            for (i, (place, ..)) in states.iter().enumerate() {
+                t += &self.checkpoint(i, &format!("(m + {place})"), "t / s->interval", true, 12)?;
             }
             t += "        }\n        if (s->reset && s->reset[t * s->sequences + sequence]) {\n";
             for (i, p) in self.states.iter().enumerate() {
                 let n = p.elements();
-                t += &self.state_transfer(i, &format!("(m + {})", states[i].0), &format!("s->fresh[{i}] + sequence * {n}"), false, 12)?;
+                t += &self.state_transfer(
+                    i,
+                    &format!("(m + {})", states[i].0),
+                    &format!("s->fresh[{i}] + sequence * {n}"),
+                    false,
+                    12,
+                )?;
             }
             t += "        }\n";
         }
@@ -707,14 +746,22 @@ impl Driver<'_> {
         let states: usize = self.state_rooms.iter().sum();
         let a_step = states + self.saved_room();
         let first = self.memory.elements;
-        let mut t = String::from("void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n");
+        let mut t = String::from(
+            "void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
+        );
         t += &self.setup();
         t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
         t += &self.bring(true)?;
         for (i, p) in self.states.iter().enumerate() {
             let n = p.elements();
             let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{");
-            t += &self.state_transfer(i, &format!("(m + {})", rooms[i].gradient), &format!("s->end_gradient[{i}] + sequence * {n}"), false, 8)?;
+            t += &self.state_transfer(
+                i,
+                &format!("(m + {})", rooms[i].gradient),
+                &format!("s->end_gradient[{i}] + sequence * {n}"),
+                false,
+                8,
+            )?;
             t += "    }\n";
         }
         // Vectors that are read at every step lie close together, apart from states that are perhaps never touched.
@@ -746,7 +793,11 @@ impl Driver<'_> {
                 let mut to = format!("(slot + {})", offsets[i]);
                 if let Some(tile) = rooms[i].tile {
                     // What a reset forgets cannot be computed back.
-                    let _ = writeln!(t, "                __builtin_memcpy({to}, m + {tile}, {} * sizeof(real));", self.state_rooms[i]);
+                    let _ = writeln!(
+                        t,
+                        "                __builtin_memcpy({to}, m + {tile}, {} * sizeof(real));",
+                        self.state_rooms[i]
+                    );
                     to = format!("(m + {tile})");
                 }
                 t += &self.state_transfer(i, &to, &format!("s->fresh[{i}] + sequence * {n}"), false, 16)?;
@@ -790,11 +841,20 @@ impl Driver<'_> {
                     let _ = writeln!(t, "            at.state[{i}] = slot + {at};");
                 }
             }
-            let _ = writeln!(t, "            at.state_gradient[{i}] = taken{i} ? m + {} : m + {};", rooms[i].gradient, rooms[i].zeros);
-            let _ = writeln!(t, "            at.state_gradient_out[{i}] = taken{i} ? m + {} : m + {};", rooms[i].gradient, rooms[i].trash);
+            let _ = writeln!(
+                t,
+                "            at.state_gradient[{i}] = taken{i} ? m + {} : m + {};",
+                rooms[i].gradient, rooms[i].zeros
+            );
+            let _ = writeln!(
+                t,
+                "            at.state_gradient_out[{i}] = taken{i} ? m + {} : m + {};",
+                rooms[i].gradient, rooms[i].trash
+            );
         }
         let _ = writeln!(t, "            at.saved = vectors + (t - begin) * {saved};");
-        let undone: Vec<String> = (0..self.states.len()).filter(|i| rooms[*i].tile.is_some()).map(|i| format!("taken{i}")).collect();
+        let undone: Vec<String> =
+            (0..self.states.len()).filter(|i| rooms[*i].tile.is_some()).map(|i| format!("taken{i}")).collect();
         if !undone.is_empty() {
             let _ = writeln!(t, "            if ({}) fwp_step_undo(m, &at);", undone.join(" || "));
         }
@@ -807,7 +867,10 @@ impl Driver<'_> {
                 let row = if split.is_some() { " + row0" } else { "" };
                 let _ = writeln!(t, "            at.kept_gradient[{i}] = s->kept_gradient[{i}] ? {theirs}{row} : m + {at};");
             } else {
-                let _ = writeln!(t, "            if (s->kept_gradient[{i}]) {{\n                const real *const theirs = {theirs};");
+                let _ = writeln!(
+                    t,
+                    "            if (s->kept_gradient[{i}]) {{\n                const real *const theirs = {theirs};"
+                );
                 t += &self.transfer(p, &format!("(m + {at})"), "theirs", false, 16)?;
                 let _ = writeln!(t, "            }}\n            at.kept_gradient[{i}] = m + {at};");
             }
@@ -856,9 +919,21 @@ impl Driver<'_> {
         t += "        }\n    }\n";
         for (i, p) in self.states.iter().enumerate() {
             let n = p.elements();
-            t += &self.state_transfer(i, &format!("(m + {})", rooms[i].gradient), &format!("s->start_gradient[{i}] + sequence * {n}"), true, 4)?;
+            t += &self.state_transfer(
+                i,
+                &format!("(m + {})", rooms[i].gradient),
+                &format!("s->start_gradient[{i}] + sequence * {n}"),
+                true,
+                4,
+            )?;
             let _ = writeln!(t, "    if (s->fresh_gradient && s->fresh_gradient[{i}]) {{");
-            t += &self.state_transfer(i, &format!("(m + {})", rooms[i].fresh), &format!("s->fresh_gradient[{i}] + sequence * {n}"), true, 8)?;
+            t += &self.state_transfer(
+                i,
+                &format!("(m + {})", rooms[i].fresh),
+                &format!("s->fresh_gradient[{i}] + sequence * {n}"),
+                true,
+                8,
+            )?;
             t += "    }\n";
         }
         for (i, g) in given.iter().enumerate() {
@@ -866,7 +941,10 @@ impl Driver<'_> {
             let n = p.elements();
             let Given::Summed(at) = g else { continue };
             let part = self.part(p, "s->sequences");
-            let _ = writeln!(t, "    if (s->in_gradient[{i}]) {{\n        real *const theirs = s->in_gradient[{i}] + ({part}sequence) * {n};");
+            let _ = writeln!(
+                t,
+                "    if (s->in_gradient[{i}]) {{\n        real *const theirs = s->in_gradient[{i}] + ({part}sequence) * {n};"
+            );
             t += &self.transfer(p, &format!("(m + {at})"), "theirs", true, 8)?;
             t += "    }\n";
         }

@@ -438,7 +438,8 @@ impl Graph {
     fn is_apart(&self, x: Id) -> bool {
         let node = &self.nodes[x];
         let sum = matches!(node.what, What::Map(Fun::Add | Fun::Sub));
-        sum && node.axes.len() >= 2 && node.operands.iter().any(|o| *self.axes(*o) == *node.axes && self.is_outer(*o))
+        sum && node.axes.len() >= 2
+            && node.operands.iter().any(|o| *self.axes(*o) == *node.axes && self.is_outer(*o))
             && node.operands.iter().all(|o| *self.axes(*o) == *node.axes)
     }
 
@@ -469,11 +470,8 @@ impl Graph {
     /// The value with the place along each axis given by an integer value.
     pub fn take(&mut self, x: Id, places: &[(Axis, Id)]) -> Id {
         let node = self.nodes[x].clone();
-        let places: Vec<(Axis, Id)> = places
-            .iter()
-            .copied()
-            .filter(|(a, i)| node.axes.contains(a) && self.nodes[*i].what != What::Iota(*a))
-            .collect();
+        let places: Vec<(Axis, Id)> =
+            places.iter().copied().filter(|(a, i)| node.axes.contains(a) && self.nodes[*i].what != What::Iota(*a)).collect();
         if places.is_empty() {
             return x;
         }

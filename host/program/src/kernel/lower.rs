@@ -88,8 +88,8 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
     l.done = vec![usize::MAX; f.nodes.len()];
     for pass in [true, false] {
         l.graph.distribute = !pass;
-        for i in 0..f.nodes.len() {
-            if forward[i] == pass {
+        for (i, own) in forward.iter().enumerate() {
+            if *own == pass {
                 l.done[i] = l.node(i).map_err(|why| format!("`{}`: {why}", f.nodes[i].op.name()))?;
             }
         }
@@ -179,7 +179,9 @@ fn order(f: &Function, types: &[Type], axes: &Axes, results: usize) -> Vec<Axis>
         match &node.op {
             Op::MatVec => sum(node.operands[0], &[1]),
             Op::MatVecT => sum(node.operands[0], &[0]),
-            Op::Sum { axes } | Op::Mean { axes } if sizes(&types[node.operands[0] as usize]).len() > 1 => sum(node.operands[0], axes),
+            Op::Sum { axes } | Op::Mean { axes } if sizes(&types[node.operands[0] as usize]).len() > 1 => {
+                sum(node.operands[0], axes)
+            }
             _ => {}
         }
         let shape = sizes(&types[i]);
@@ -435,8 +437,7 @@ impl Lowering<'_> {
         let product = self.graph.map(Fun::Mul, &[a, b]);
         let over: Vec<Axis> = over.into_iter().flatten().collect();
         let result = self.graph.fold_all(Fold::Sum, &over, product);
-        let places: Vec<(Axis, Id)> =
-            back.into_iter().filter_map(|(from, to)| Some((from?, self.graph.iota(to)))).collect();
+        let places: Vec<(Axis, Id)> = back.into_iter().filter_map(|(from, to)| Some((from?, self.graph.iota(to)))).collect();
         self.graph.take(result, &places)
     }
 

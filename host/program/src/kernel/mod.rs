@@ -34,7 +34,7 @@ pub struct Unsupported(pub String);
 const MAX_TEXT: usize = 1_000_000;
 
 /// Bytes of the states of one block, where blocks do not depend on each other.
-const BLOCK_BYTES: usize = 32 * 1024;
+const BLOCK_BYTES: usize = 16 * 1024;
 
 /// The kernel of a step: text of `fwp_forward` and `fwp_backward`, and what its buffers are.
 ///

@@ -116,7 +116,8 @@ pub fn arrange(g: &Graph, outputs: Vec<Output>) -> Result<Nests, String> {
     }
     tasks.extend((0..g.nodes.len()).filter(|n| seen[*n] && held.contains(n)).map(Task::Node));
     tasks.extend((0..outputs.len()).map(Task::Store));
-    let mut arranger = Arranger { g, held: &held, outputs: &outputs, reads: HashMap::new(), work: HashMap::new(), tasks, late: HashSet::new() };
+    let mut arranger =
+        Arranger { g, held: &held, outputs: &outputs, reads: HashMap::new(), work: HashMap::new(), tasks, late: HashSet::new() };
     arranger.prepare();
     let items = arranger.items()?;
     let late = arranger.late.clone();
@@ -264,9 +265,8 @@ impl Arranger<'_> {
     fn ready(&self, task: Task, done: &Done, block: Option<(Axis, &HashSet<Id>)>) -> bool {
         self.reads[&task].held.iter().all(|(n, access)| {
             done.node(*n)
-                || block.is_some_and(|(lane, here)| {
-                    *access == Access::Aligned && here.contains(n) && self.g.axes(*n).contains(&lane)
-                })
+                || block
+                    .is_some_and(|(lane, here)| *access == Access::Aligned && here.contains(n) && self.g.axes(*n).contains(&lane))
         })
     }
 
@@ -307,7 +307,9 @@ impl Arranger<'_> {
                 let more: Vec<Task> = left
                     .iter()
                     .copied()
-                    .filter(|t| self.work[t].is_empty() && !self.alone(*t) && !done.tasks.contains(t) && self.ready(*t, &done, None))
+                    .filter(|t| {
+                        self.work[t].is_empty() && !self.alone(*t) && !done.tasks.contains(t) && self.ready(*t, &done, None)
+                    })
                     .collect();
                 if more.is_empty() {
                     break;
@@ -335,7 +337,10 @@ impl Arranger<'_> {
             let (lane, allowed) = match small {
                 Some(found) => found,
                 None => {
-                    let open = |lane: &&Axis| left.iter().any(|t| self.lane(*t) == Some(**lane) && self.ready(*t, &done, None) && self.may_start(*t, &done));
+                    let open = |lane: &&Axis| {
+                        left.iter()
+                            .any(|t| self.lane(*t) == Some(**lane) && self.ready(*t, &done, None) && self.may_start(*t, &done))
+                    };
                     match lanes.iter().find(open) {
                         Some(lane) => (*lane, left.iter().copied().collect()),
                         None => {
@@ -494,11 +499,8 @@ impl Arranger<'_> {
         keys.sort();
         keys.dedup();
         for (work, over) in keys {
-            let mut tasks: Vec<Task> = ready
-                .iter()
-                .copied()
-                .filter(|t| self.work[t] == work && (folded(*t) == over || folded(*t).is_none()))
-                .collect();
+            let mut tasks: Vec<Task> =
+                ready.iter().copied().filter(|t| self.work[t] == work && (folded(*t) == over || folded(*t).is_none())).collect();
             // A result that replaces what later passes read waits for them.
             loop {
                 let fits: Vec<Task> = tasks.iter().copied().filter(|t| self.may_replace(*t, done, taken, &tasks)).collect();
@@ -540,7 +542,7 @@ impl Arranger<'_> {
                 // Scalars and single rows are at hand where they are computed; all else has a place.
                 let one_row = self.g.axes(n).len() <= 1 && !self.alone(*task);
                 let computed_by_rows = self.g.axes(n).is_empty() || self.lane(*task).is_some_and(|l| self.g.axes(n).contains(&l));
-                if !self.g.axes(n).is_empty() && !(one_row && computed_by_rows) {
+                if !(self.g.axes(n).is_empty() || one_row && computed_by_rows) {
                     stored.insert(n);
                 }
             }

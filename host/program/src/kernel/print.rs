@@ -451,7 +451,11 @@ impl<'a> Printer<'a> {
             (Fun::Div, Dtype::Float, _) => format!("{} / {}", t(0), t(1)),
             (Fun::Neg, _, _) => format!("-{}", t(0)),
             (Fun::Select, _, _) if !v[0].vector => {
-                if vector { format!("{} ? {} : {}", t(0), w(1), w(2)) } else { format!("{} ? {} : {}", t(0), t(1), t(2)) }
+                if vector {
+                    format!("{} ? {} : {}", t(0), w(1), w(2))
+                } else {
+                    format!("{} ? {} : {}", t(0), t(1), t(2))
+                }
             }
             (Fun::Select, _, _) if kind == Dtype::Float => format!("fwp_select({}, {}, {})", t(0), w(1), w(2)),
             (Fun::Select, _, _) => format!("({m} & {}) | (~{m} & {})", w(1), w(2), m = t(0)),
@@ -800,7 +804,10 @@ impl<'a> Printer<'a> {
         let block = self.lay.block(lane);
         let first = reg * self.lay.lanes;
         let size = self.lay.sizes[lane];
-        self.line(format!("const int i{name} = blk * {block} + {first} + l < {size} ? blk * {block} + {first} + l : {};", size - 1));
+        self.line(format!(
+            "const int i{name} = blk * {block} + {first} + l < {size} ? blk * {block} + {first} + l : {};",
+            size - 1
+        ));
         self.index.insert(lane, format!("i{name}"));
         self.sub = true;
         let result = self.unheld(n, reg);
@@ -972,7 +979,7 @@ impl<'a> Printer<'a> {
             self.close();
         }
         self.close();
-        if start == "0" && size % unroll != 0 {
+        if start == "0" && !size.is_multiple_of(unroll) {
             self.open(format!("for (int {x} = {whole}; {x} < {end}; {x}++)"));
             self.index.insert(inner, x.clone());
             self.inside(pass, lane, 0)?;
@@ -1134,13 +1141,7 @@ fn place_of(lay: &Layouts, axes: impl Iterator<Item = Axis>, index: &HashMap<Axi
 }
 
 /// The offset of one element.
-pub fn offset(
-    g: &Graph,
-    lay: &Layouts,
-    layout: &Layout,
-    axes: &[Axis],
-    index: &HashMap<Axis, String>,
-) -> Result<String, String> {
+pub fn offset(g: &Graph, lay: &Layouts, layout: &Layout, axes: &[Axis], index: &HashMap<Axis, String>) -> Result<String, String> {
     if let Layout::Rows(order) = layout {
         return place_of(lay, order.iter().copied(), index);
     }

@@ -81,6 +81,8 @@ struct Whole {
 struct Keyed {
     /// True where a row does not see a write.
     hidden: Tensor,
+    /// l - m at all places `[m, places, keys]`.
+    from_middle: Tensor,
     /// exp(l - m) of rows that read `[m, reads, keys]`.
     reads: Tensor,
     /// exp(m - l) of rows that write `[m, writes, keys]`.
@@ -118,12 +120,22 @@ fn exp_where(x: &Tensor, seen: Option<&Tensor>, kind: Kind) -> Result<Tensor> {
 }
 
 impl<'a> Decayed<'a> {
-    /// Puts the decays in. `sees` is [`Affine::sees`] where it was kept.
-    pub fn new(grid: &'a Grid, rows: &Rows, sight: &Sight, plain: &Plain, sees: Option<Tensor>) -> Result<Decayed<'a>> {
+    /// Puts the decays in. `kept` is what [`Decayed::kept`] gave, or nothing.
+    pub fn new(grid: &'a Grid, rows: &Rows, sight: &Sight, plain: &Plain, kept: &[Tensor]) -> Result<Decayed<'a>> {
         match &plain.logs {
-            Some(logs) if logs.size.size()[2] > 1 => keyed(grid, rows, sight, plain, logs, sees),
-            logs => whole(grid, rows, sight, plain, logs.as_ref(), sees),
+            Some(logs) if logs.size.size()[2] > 1 => keyed(grid, rows, sight, plain, logs, kept),
+            logs => whole(grid, rows, sight, plain, logs.as_ref(), kept),
         }
+    }
+
+    /// What takes long to compute and a backward pass may keep.
+    pub fn kept(&self) -> Vec<Tensor> {
+        let mut kept = vec![self.affine.sees.shallow_clone()];
+        match &self.factors {
+            Factors::Whole(w) => kept.push(w.pair.shallow_clone()),
+            Factors::Keyed(k) => kept.extend([k.from_middle.shallow_clone(), k.half.shallow_clone()]),
+        }
+        kept
     }
 
     /// The gradients of rows, writes and decays.
@@ -284,7 +296,7 @@ fn whole<'a>(
     sight: &Sight,
     plain: &Plain,
     logs: Option<&Logs>,
-    sees: Option<Tensor>,
+    kept: &[Tensor],
 ) -> Result<Decayed<'a>> {
     let w = match logs {
         None => Whole {
@@ -310,8 +322,13 @@ fn whole<'a>(
             };
             let (reads, writes) = (of(&at, &paths.reads)?, of(&at, &paths.writes)?);
             let end = at.f_narrow(1, paths.end, 1)?;
-            let pair = exp_where(&reads.f_sub(&writes.f_transpose(1, 2)?)?, Some(&sight.pair), grid.kind)?;
-            let pair = signed(pair, &|s| Ok(of(s, &paths.reads)?.f_mul(&of(s, &paths.writes)?.f_transpose(1, 2)?)?))?;
+            let pair = match kept {
+                [_, pair] => pair.shallow_clone(),
+                _ => {
+                    let pair = differences(&at, &reads, &writes, &sight.pair, grid.kind)?;
+                    signed(pair, &|s| Ok(of(s, &paths.reads)?.f_mul(&of(s, &paths.writes)?.f_transpose(1, 2)?)?))?
+                }
+            };
             let start = signed(exp_where(&reads, None, grid.kind)?, &|s| of(s, &paths.reads))?;
             let to_end = signed(exp_where(&end.f_sub(&writes)?, sight.end.as_ref(), grid.kind)?, &|s| {
                 Ok(of(s, &paths.writes)?.f_mul(&s.f_narrow(1, paths.end, 1)?)?)
@@ -339,8 +356,8 @@ fn whole<'a>(
     let right = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(-2, 0, rows.right)?) };
     let left_of = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(-2, rows.right, rows.left)?) };
     let last = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(1, rows.reads(), 1)?) };
-    let sees = match sees {
-        Some(kept) => kept,
+    let sees = match kept.first() {
+        Some(sees) => sees.shallow_clone(),
         None => plain.rows.f_bmm(&plain.writes.f_transpose(1, 2)?)?.f_mul_(&right(&w.pair)?)?,
     };
     let fresh = match (&w.fresh, &plain.fresh) {
@@ -376,6 +393,19 @@ fn whole<'a>(
     Ok(Decayed { affine, left, factors: Factors::Whole(w) })
 }
 
+/// Sums of logarithms whose differences float32 keeps as well as anything else: they are rounded to 6e-8 of themselves.
+const SINGLE: f64 = 16.0;
+
+/// exp(reads - writes) where a row sees a write, else 0.
+fn differences(at: &Tensor, reads: &Tensor, writes: &Tensor, seen: &Tensor, kind: Kind) -> Result<Tensor> {
+    // Differences of large sums are taken in float64; what is hidden may then be the exponential of anything.
+    if kind == Kind::Double || at.numel() == 0 || at.f_abs()?.f_max()?.f_double_value(&[])? > SINGLE {
+        return exp_where(&reads.f_sub(&writes.f_transpose(1, 2)?)?, Some(seen), kind);
+    }
+    let (reads, writes) = (reads.f_to_kind(kind)?, writes.f_transpose(1, 2)?.f_to_kind(kind)?);
+    Ok(reads.f_sub(&writes)?.f_exp_()?.f_mul_(seen)?)
+}
+
 /// 1 or -1 for an even or odd count.
 fn sign(count: &Tensor, kind: Kind) -> Result<Tensor> {
     let odd = count.f_remainder(2.0)?.f_to_kind(kind)?;
@@ -383,22 +413,18 @@ fn sign(count: &Tensor, kind: Kind) -> Result<Tensor> {
 }
 
 /// One number a key.
-fn keyed<'a>(
-    grid: &'a Grid,
-    rows: &Rows,
-    sight: &Sight,
-    plain: &Plain,
-    logs: &Logs,
-    sees: Option<Tensor>,
-) -> Result<Decayed<'a>> {
+fn keyed<'a>(grid: &'a Grid, rows: &Rows, sight: &Sight, plain: &Plain, logs: &Logs, kept: &[Tensor]) -> Result<Decayed<'a>> {
     let paths = &sight.paths;
-    let at = paths.sums(&logs.size)?;
-    let end = at.f_narrow(1, paths.end, 1)?;
-    let middle = end.f_mul_scalar(0.5)?;
-    let from_middle = at.f_sub(&middle)?.f_to_kind(grid.kind)?;
+    let (from_middle, half) = match kept {
+        [_, from_middle, half] => (from_middle.shallow_clone(), half.shallow_clone()),
+        _ => {
+            let at = paths.sums(&logs.size)?;
+            let middle = at.f_narrow(1, paths.end, 1)?.f_mul_scalar(0.5)?;
+            (at.f_sub(&middle)?.f_to_kind(grid.kind)?, middle.f_exp()?.f_to_kind(grid.kind)?)
+        }
+    };
     let reads = from_middle.f_exp()?.f_index_select(1, &paths.reads)?;
     let writes = from_middle.f_neg()?.f_exp_()?.f_index_select(1, &paths.writes)?;
-    let half = middle.f_exp()?.f_to_kind(grid.kind)?;
     let fresh = match &sight.fresh {
         Some(f) => Some(along(&f.paths, &logs.size)?.f_exp()?.f_to_kind(grid.kind)?.f_mul(&f.seen)?),
         None => None,
@@ -408,8 +434,8 @@ fn keyed<'a>(
     let last = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(1, rows.reads(), 1)?) };
     let hidden = sight.pair.f_narrow(-2, 0, rows.right)?.f_eq(0)?;
     let (decayed, written) = (plain.rows.f_mul(&right(&reads)?)?, plain.writes.f_mul(&writes)?);
-    let sees = match sees {
-        Some(kept) => kept,
+    let sees = match kept.first() {
+        Some(sees) => sees.shallow_clone(),
         None => decayed.f_bmm(&written.f_transpose(1, 2)?)?.f_masked_fill_(&hidden, 0)?,
     };
     let to_start = both(Some(half.shallow_clone()), sight.start.as_ref().map(right).transpose()?.as_ref())?;
@@ -452,5 +478,9 @@ fn keyed<'a>(
         through,
         fresh: brought,
     };
-    Ok(Decayed { affine, left, factors: Factors::Keyed(Keyed { hidden, reads, writes, half, rows: decayed, written, fresh }) })
+    Ok(Decayed {
+        affine,
+        left,
+        factors: Factors::Keyed(Keyed { from_middle, hidden, reads, writes, half, rows: decayed, written, fresh }),
+    })
 }

@@ -61,12 +61,14 @@ pub fn run(layout: &Arc<Layout>, given: &Given, steps: i64, chunk: Option<i64>) 
         };
         let u = columns_of(layout, &grid, &coefficients)?;
         let mut saved = Saved::new(layout, &plain, &u, given, &coefficients);
-        let decayed = Decayed::new(&grid, &rows, &sight, &plain, None)?;
+        let decayed = Decayed::new(&grid, &rows, &sight, &plain, &[])?;
         let passed = decayed.affine.forward(u, &given.first.f_detach()?.f_to_kind(grid.kind)?)?;
         saved.states = passed.states.shallow_clone();
-        let system = passed.kept().map(|[d, inverse, y]| [decayed.affine.sees.shallow_clone(), d, inverse, y]);
+        let kept: Vec<Tensor> = decayed.kept().into_iter().chain(passed.kept().into_iter().flatten()).collect();
         let bytes = |t: &Tensor| t.numel() as u64 * if t.kind() == Kind::Double { 8 } else { 4 };
-        saved.system = system.filter(|s| s.iter().map(bytes).sum::<u64>() + saved.bytes(&bytes) <= given.memory);
+        if kept.iter().map(bytes).sum::<u64>() + saved.bytes(&bytes) <= given.memory {
+            saved.kept = kept;
+        }
         let mut reads: Vec<(usize, Tensor)> = Vec::new();
         if let Some(o) = &passed.reads {
             for (i, r) in (0..).zip(&layout.right) {
@@ -110,11 +112,10 @@ fn grid(layout: &Layout, given: &Given, steps: i64, chunk: Option<i64>) -> Resul
         device: given.first.device(),
     };
     if layout.axis == Axis::Keys {
-        let logs = layout
-            .decays
-            .iter()
-            .flatten()
-            .map(|f| log(&given.coefficients[layout.place(f.coefficient)].detach(), f.range, Axis::Keys, kind));
+        let logs = layout.decays.iter().flatten().map(|f| {
+            let x = given.coefficients[layout.place(f.coefficient)].f_detach()?;
+            if f.range == Range::Log { Ok(x) } else { x.f_log().map_err(anyhow::Error::from) }
+        });
         let (chunk, kind) = cost::keyed(layout, &logs.collect::<Result<Vec<_>>>()?, grid.chunk, kind)?;
         (grid.chunk, grid.kind) = (chunk, kind);
     }
@@ -255,8 +256,8 @@ struct Saved {
     reset: Option<Tensor>,
     /// Coefficients of decays; the others are in the rows.
     coefficients: Vec<Option<Tensor>>,
-    /// How rows see each other, D_E, and the solved systems: what could be computed again.
-    system: Option<[Tensor; 4]>,
+    /// Of [`Decayed::kept`] and [`super::affine::Passed::kept`], or nothing: what could be computed again.
+    kept: Vec<Tensor>,
     /// Sizes of all coefficients.
     widths: Vec<i64>,
 }
@@ -285,7 +286,7 @@ impl Saved {
             write: shared(&given.write),
             reset: shared(&given.reset),
             coefficients: c.iter().enumerate().map(|(i, t)| decays.contains(&i).then(|| t.shallow_clone())).collect(),
-            system: None,
+            kept: Vec::new(),
             widths: c.iter().map(|t| t.size()[2]).collect(),
         }
     }
@@ -298,11 +299,8 @@ impl Saved {
     fn into_list(self) -> (Flags, Vec<Tensor>) {
         let fixed = [Some(self.states), Some(self.rows), Some(self.writes)];
         let optional = [self.erasers, self.writers, self.left, self.fresh, self.write, self.reset];
-        let system = match self.system {
-            Some(system) => system.map(Some),
-            None => [const { None }; 4],
-        };
-        let all: Vec<Option<Tensor>> = fixed.into_iter().chain(optional).chain(system).chain(self.coefficients).collect();
+        let all: Vec<Option<Tensor>> =
+            fixed.into_iter().chain(optional).chain(self.coefficients).chain(self.kept.into_iter().map(Some)).collect();
         (Flags { present: all.iter().map(Option::is_some).collect(), widths: self.widths }, all.into_iter().flatten().collect())
     }
 
@@ -314,11 +312,8 @@ impl Saved {
         let need = |t: Option<Tensor>| t.context("internal: a tensor was not kept");
         let (states, rows, writes) = (need(next(0))?, need(next(1))?, need(next(2))?);
         let [erasers, writers, left, fresh, write, reset] = [3, 4, 5, 6, 7, 8].map(&mut next);
-        let system = match [9, 10, 11, 12].map(next) {
-            [Some(a), Some(b), Some(c), Some(d)] => Some([a, b, c, d]),
-            _ => None,
-        };
-        let coefficients = all.split_off(13);
+        let mut coefficients = all.split_off(9);
+        let kept = coefficients.split_off(flags.widths.len()).into_iter().flatten().collect();
         Ok(Saved {
             states,
             rows,
@@ -330,7 +325,7 @@ impl Saved {
             write,
             reset,
             coefficients,
-            system,
+            kept,
             widths: flags.widths.clone(),
         })
     }
@@ -358,14 +353,19 @@ fn backward(layout: &Layout, grid: &Grid, kind: Kind, saved: &Saved, b: &shim::B
         rows: saved.rows.shallow_clone(),
         writes: saved.writes.shallow_clone(),
         left: shared(&saved.left),
-        logs: logs_of(layout, grid, &rows, &c)?,
+        logs: match layout.axis {
+            // Where the factors were kept, only a state that resets bring needs more than the width.
+            Axis::Keys if !saved.kept.is_empty() && saved.fresh.is_none() => {
+                Some(Logs { size: grid.empty(&[0, 0, layout.keys])?, negative: None })
+            }
+            _ => logs_of(layout, grid, &rows, &c)?,
+        },
         fresh: shared(&saved.fresh),
     };
-    let (sees, system) = match &saved.system {
-        Some([sees, d, inverse, y]) => (Some(sees), Some([d, inverse, y].map(Tensor::shallow_clone))),
-        None => (None, None),
-    };
-    let decayed = Decayed::new(grid, &rows, &sight, &plain, sees.map(Tensor::shallow_clone))?;
+    let systems = if rows.erasers > 0 { 3 } else { 0 };
+    let (of_decays, system) = saved.kept.split_at(saved.kept.len().saturating_sub(systems));
+    let system = if let [d, inverse, y] = system { Some([d, inverse, y].map(Tensor::shallow_clone)) } else { None };
+    let decayed = Decayed::new(grid, &rows, &sight, &plain, of_decays)?;
     let starts = saved.states.f_narrow(0, 0, grid.chunks())?.f_flatten(0, 1)?;
     let u = Written { erasers: shared(&saved.erasers), writers: shared(&saved.writers) };
     let again = decayed.affine.again(u, &saved.states, system)?;
