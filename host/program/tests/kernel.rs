@@ -384,3 +384,20 @@ fn refusals() {
     let why = fwp_program::kernel::generate(&step, SINGLE).unwrap_err().to_string();
     assert!(why.contains("phi"), "{why}");
 }
+
+/// States that are computed back from one checkpoint to the one before lose no more than a rounding a step.
+#[test]
+fn long_walks_in_single_precision() {
+    let Some(cc) = compiler() else { return };
+    for (name, step) in [
+        ("delta", in_step(&support::rule::<support::Delta>(dims(16, 16)))),
+        ("gated delta", in_step(&support::rule::<GatedDelta>(dims(16, 16)))),
+    ] {
+        let mut w = draw(&step, 400, 1, 5, 0.35, 4);
+        w.interval = 100;
+        let want = interpreted(&step, &w);
+        let got = compile(&cc, &step, SINGLE).run(&step, &w);
+        agree(name, &got, &want, 1e-4);
+        agree(name, &compile(&cc, &step, DOUBLE).run(&step, &w), &want, 1e-10);
+    }
+}

@@ -368,28 +368,3 @@ fn long_sequences_and_float32() {
         }
     }
 }
-
-#[test]
-#[ignore = "a measurement"]
-fn timing() {
-    let setting = |name: &str, default: i64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (steps, n, d) = (setting("STEPS", 2048), setting("N", 4), setting("D", 64));
-    let only = std::env::var("CASE").unwrap_or_else(|_| "delta".into());
-    for case in cases().iter().filter(|c| only == c.name) {
-        let s = Sizes { steps, n, rows: rows(case, d), columns: d };
-        let x = numbers(case, &s, Kind::Float, 1);
-        let chunk = Some(setting("CHUNK", 0)).filter(|c| *c > 0);
-        let (mut forward, mut backward) = (f64::INFINITY, f64::INFINITY);
-        for _ in 0..setting("RUNS", 15) {
-            let start = std::time::Instant::now();
-            let (reads, last) = chunked(case, &x, &s, Steer { chunk, recompute: setting("RECOMPUTE", 0) == 1, ..Steer::default() }, None, None);
-            forward = forward.min(start.elapsed().as_secs_f64() * 1e3);
-            let start = std::time::Instant::now();
-            let leaves: Vec<&Tensor> = x.coefficients.iter().chain([&x.first]).collect();
-            drop(Tensor::run_backward(&[reads[0].sum(None::<Kind>)], &leaves, false, false));
-            backward = backward.min(start.elapsed().as_secs_f64() * 1e3);
-            drop(last);
-        }
-        println!("{} d {d} chunk {chunk:?}: forward {forward:.2} backward {backward:.2} both {:.2} ms", case.name, forward + backward);
-    }
-}

@@ -1,0 +1,262 @@
+//! The walk through time around the routines of a step: text of `fwp_forward` and `fwp_backward`.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+
+use fwp_sdk::program::{DType, Type};
+
+use super::form::{InStep, Kernel, Real, Target};
+use super::graph::{Axis, Dtype, Graph, Id};
+use super::layout::Layouts;
+use super::lower::Lowered;
+use super::nests::{Dest, Output};
+use super::print::Memory;
+
+mod ports;
+mod routines;
+mod walks;
+
+/// A value that comes from or goes to the caller's memory, row-major and without padding.
+struct Port {
+    /// Axes by dimension.
+    dims: Vec<Option<Axis>>,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl Port {
+    fn axes(&self) -> Vec<Axis> {
+        let mut axes: Vec<Axis> = self.dims.iter().flatten().copied().collect();
+        axes.sort_unstable();
+        axes
+    }
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// How the gradient of an argument is handed over.
+enum Given {
+    Nothing,
+    /// Every step its own.
+    Steps,
+    /// Summed over the steps at this offset.
+    Summed(usize),
+    /// Two factors a step.
+    Factors {
+        left: Id,
+        right: Id,
+        axes: [Axis; 2],
+    },
+}
+
+/// Bytes of a value for one step up to which it is asked for ahead of time.
+const MOST_FORESEEN: usize = 4096;
+
+struct Driver<'a> {
+    step: &'a InStep,
+    low: &'a Lowered,
+    lay: Layouts,
+    memory: Memory,
+    masks: HashMap<Axis, usize>,
+    globals: String,
+    arguments: Vec<Port>,
+    states: Vec<Port>,
+    kept: Vec<Port>,
+    /// The axis that is split into blocks, and the number of blocks.
+    split: Option<(Axis, usize)>,
+    saved: Vec<Id>,
+    /// Offsets of copies of arguments in memory.
+    copies: Vec<Option<usize>>,
+    kept_copies: Vec<Option<usize>>,
+    state_rooms: Vec<usize>,
+}
+
+/// Text and figures of one routine.
+struct Routine {
+    body: String,
+    /// What is done after the step with its results.
+    after: String,
+    operations: usize,
+}
+
+/// The kernel of a step that has been lowered; `split` says which axis is cut into how many blocks.
+pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, usize)>) -> Result<Kernel, String> {
+    let lay = Layouts::new(&low.graph, target);
+    let port = |dims: &[Option<Axis>], ty: &Type| match ty {
+        Type::Tensor(t) => Ok(Port {
+            dims: dims.to_vec(),
+            shape: t.shape.clone(),
+            dtype: match t.dtype {
+                DType::Float => Dtype::Float,
+                DType::Int => Dtype::Int,
+                DType::Mask => Dtype::Mask,
+            },
+        }),
+        other => Err(format!("an argument is {other}")),
+    };
+    let arguments: Result<Vec<Port>, String> =
+        step.function.arguments.iter().zip(&low.arguments).map(|(a, dims)| port(dims, &a.ty)).collect();
+    let states: Vec<Port> = step
+        .states
+        .iter()
+        .zip(&low.states)
+        .map(|(s, dims)| Port { dims: dims.clone(), shape: s.state.shape.clone(), dtype: Dtype::Float })
+        .collect();
+    let kept = low.kept_axes.iter().zip(&low.kept_shapes).zip(&low.kept).map(|((dims, shape), n)| Port {
+        dims: dims.clone(),
+        shape: shape.clone(),
+        dtype: low.graph.nodes[*n].dtype,
+    });
+    let kept: Vec<Port> = kept.collect();
+    if kept.iter().any(|k| k.dtype != Dtype::Float) {
+        return Err("a kept value is not of floats".into());
+    }
+    let state_rooms = states.iter().map(|s| lay.room(&low.graph, &s.axes()).next_multiple_of(16)).collect();
+    let mut d = Driver {
+        step,
+        low,
+        lay,
+        memory: Memory::default(),
+        masks: HashMap::new(),
+        globals: String::new(),
+        arguments: arguments?,
+        states,
+        kept,
+        split,
+        saved: Vec::new(),
+        copies: Vec::new(),
+        kept_copies: Vec::new(),
+        state_rooms,
+    };
+    d.kernel(target)
+}
+
+impl Driver<'_> {
+    fn g(&self) -> &Graph {
+        &self.low.graph
+    }
+
+    fn memory_take(&mut self, elements: usize) -> usize {
+        self.memory.take(elements)
+    }
+
+    fn kernel(&mut self, target: Target) -> Result<Kernel, String> {
+        // Forward: its own memory.
+        self.allocate_copies();
+        let mut forward_states = Vec::new();
+        for i in 0..self.states.len() {
+            let room = self.state_rooms[i];
+            forward_states.push((self.memory_take(room), self.memory_take(room)));
+        }
+        let forward = self.routine(self.outputs(true, true), &[])?;
+        let forward_text = self.function("fwp_step", &forward, false);
+        let forward_setup = self.setup();
+        let forward_walk = self.forward_walk(&forward_states, &forward_setup)?;
+        let forward_bytes = self.memory.elements * self.lay.bytes;
+
+        // Backward: the step again, keeping what the adjoint wants, then the adjoint.
+        self.memory = Memory::default();
+        self.masks.clear();
+        self.copies.clear();
+        self.kept_copies.clear();
+        self.allocate_copies();
+        let (given, gradients) = self.gradients();
+        let mut back = Vec::new();
+        for (i, n) in self.low.state_gradients.iter().enumerate() {
+            back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
+        }
+        for (i, g) in given.iter().enumerate() {
+            match (g, self.low.argument_gradients[i]) {
+                (Given::Steps | Given::Summed(_), Some(n)) => {
+                    back.push(Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) });
+                }
+                (Given::Factors { left, right, axes }, _) => {
+                    back.push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
+                    back.push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
+                }
+                _ => {}
+            }
+        }
+        let saved = self.low.saved.clone();
+        self.saved = saved.iter().map(|s| s.0).collect();
+        let mut again = self.outputs(false, true);
+        again.extend(saved.iter().enumerate().map(|(k, s)| Output {
+            node: s.1,
+            axes: self.g().axes(s.1).to_vec(),
+            dest: Dest::Saved(k),
+        }));
+        let again = self.routine(again, &given)?;
+        let again_text = self.function("fwp_step_again", &again, false);
+        let adjoint = self.routine(back, &given)?;
+        let adjoint_text = self.function("fwp_step_back", &adjoint, true);
+        let mut undo_text = String::new();
+        if self.low.undo.iter().any(Option::is_some) {
+            let mut outputs = Vec::new();
+            for (i, n) in self.low.undo.iter().enumerate() {
+                if let Some(n) = n {
+                    outputs.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
+                }
+            }
+            let undo = self.routine(outputs, &given)?;
+            undo_text = self.function("fwp_step_undo", &undo, false);
+        }
+        let (walk, a_step) = self.backward_walk(&given)?;
+        let backward_bytes = self.memory.elements * self.lay.bytes;
+        let mut source = String::new();
+        let _ = writeln!(source, "/* {} */", self.step.name.replace("*/", "* /"));
+        let _ = writeln!(source, "#define FWP_DOUBLE {}", u8::from(target.real == Real::F64));
+        let _ = writeln!(source, "#define FWP_LANES {}", self.lay.lanes);
+        let _ = writeln!(source, "typedef {} real;", if target.real == Real::F64 { "double" } else { "float" });
+        source += include_str!("../prelude.h");
+        source += include_str!("../math.h");
+        source += include_str!("../helpers.h");
+        source += &self.at_struct();
+        source += &self.globals;
+        source += "\n";
+        for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &undo_text, &walk] {
+            source += part;
+        }
+        Ok(Kernel {
+            source,
+            blocks: self.split.map_or(1, |s| s.1),
+            forward_scratch: forward_bytes,
+            backward_scratch: backward_bytes,
+            backward_scratch_a_step: a_step * self.lay.bytes,
+            gradients,
+            operations: [forward.operations, again.operations + adjoint.operations],
+            notes: self.notes(),
+        })
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
+        let blocks = self.split.map_or(1, |s| s.1);
+        let lanes: HashSet<Axis> = self.states.iter().filter_map(|s| self.g().lane(&s.axes())).collect();
+        let mut rows: Vec<String> =
+            lanes.iter().map(|a| format!("{} rows in blocks of {}", self.lay.sizes[*a], self.lay.block(*a))).collect();
+        rows.sort();
+        let what = if blocks > 1 { format!("{blocks} independent blocks a sequence, each ") } else { String::new() };
+        notes.push(format!("{what}{} in vectors of {} lanes", rows.join(", "), self.lay.lanes));
+        let fits = match bytes {
+            0..=49_152 => "the first-level cache",
+            49_153..=1_048_576 => "the second-level cache",
+            _ => "no cache that a core has for itself",
+        };
+        notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
+        notes
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|l| format!("    {l}\n")).collect()
+}
+
+fn c_type(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Float => "real",
+        Dtype::Int => "int64_t",
+        Dtype::Mask => "uint8_t",
+    }
+}

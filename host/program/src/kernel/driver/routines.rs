@@ -1,0 +1,192 @@
+//! The functions of one step: forwards, forwards again, backwards.
+
+use std::fmt::Write;
+
+use super::{Driver, Given, Port, Routine, c_type};
+use crate::kernel::form::{Gradient, Per};
+use crate::kernel::graph::{Dtype, Leaf, What};
+use crate::kernel::nests::{Dest, Output, arrange};
+use crate::kernel::print::{Place, Printer};
+
+impl Driver<'_> {
+    pub(super) fn routine(&mut self, outputs: Vec<Output>, given: &[Given]) -> Result<Routine, String> {
+        let nests = arrange(self.g(), outputs)?;
+        let mut after = String::new();
+        let mut dests = Vec::new();
+        for (i, o) in nests.outputs.iter().enumerate() {
+            let room = self.lay.room(self.g(), &o.axes);
+            let place = match o.dest {
+                Dest::State(k) if !nests.late.contains(&i) => Place::lanes(format!("next{k}")),
+                Dest::StateGradient(k) if !nests.late.contains(&i) => Place::lanes(format!("state_gradient_out{k}")),
+                Dest::Saved(k) => Place::lanes(format!("saved{k}")),
+                Dest::Argument(k) => match given[k] {
+                    Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
+                    _ => {
+                        let at = self.memory_take(room);
+                        let text =
+                            self.transfer(&self.arguments[k], &format!("(m + {at})"), &format!("in_gradient{k}"), true, 8)?;
+                        let _ = write!(after, "    if (in_gradient{k}) {{\n{text}    }}\n");
+                        Place::lanes(format!("(m + {at})"))
+                    }
+                },
+                dest => {
+                    let at = self.memory_take(room);
+                    match dest {
+                        Dest::State(k) => {
+                            let _ = writeln!(after, "    __builtin_memcpy(next{k}, m + {at}, {room} * sizeof(real));");
+                        }
+                        Dest::StateGradient(k) => {
+                            let _ =
+                                writeln!(after, "    __builtin_memcpy(state_gradient_out{k}, m + {at}, {room} * sizeof(real));");
+                        }
+                        Dest::Kept(k) => {
+                            let p = &self.kept[k];
+                            let own = format!("(m + {at})");
+                            after += &self.transfer(p, &own, &format!("kept{k}"), true, 4)?;
+                        }
+                        Dest::Left(k) | Dest::Right(k) => {
+                            let left = matches!(dest, Dest::Left(_));
+                            let side = if left { "left" } else { "right" };
+                            let p =
+                                Port { dims: vec![Some(o.axes[0])], shape: vec![self.lay.sizes[o.axes[0]]], dtype: Dtype::Float };
+                            let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), true, 8)?;
+                            let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
+                        }
+                        Dest::Argument(_) | Dest::Saved(_) => {}
+                    }
+                    Place::lanes(format!("(m + {at})"))
+                }
+            };
+            dests.push(place);
+        }
+        let Driver { low, lay, memory, masks, globals, .. } = &mut *self;
+        let graph = &low.graph;
+        let (lay, mut memory_now, mut masks_now, mut globals_now) =
+            (lay.clone(), std::mem::take(memory), std::mem::take(masks), std::mem::take(globals));
+        let leaves = |leaf: Leaf| self.place_of(leaf);
+        let mut printer = Printer::new(graph, &lay, &nests, &leaves, dests, &mut memory_now, &mut masks_now, &mut globals_now);
+        let body = printer.body()?;
+        let operations = printer.operations;
+        self.memory = memory_now;
+        self.masks = masks_now;
+        self.globals = globals_now;
+        Ok(Routine { body, after, operations })
+    }
+
+    /// How the gradient of every argument is handed over.
+    pub(super) fn gradients(&mut self) -> (Vec<Given>, Vec<Gradient>) {
+        let mut given = Vec::new();
+        let mut form = Vec::new();
+        let parts_of = |d: &Driver<'_>, p: &Port| match d.split {
+            Some((axis, blocks)) if !p.axes().contains(&axis) => blocks,
+            _ => 1,
+        };
+        for i in 0..self.arguments.len() {
+            let Some(node) = self.low.argument_gradients[i] else {
+                given.push(Given::Nothing);
+                form.push(Gradient::None);
+                continue;
+            };
+            let zero = matches!(self.g().nodes[node].what, What::Const(0));
+            let parts = parts_of(self, &self.arguments[i]);
+            match self.step.per[i] {
+                _ if zero => {
+                    given.push(Given::Nothing);
+                    form.push(Gradient::None);
+                }
+                Per::Step => {
+                    given.push(Given::Steps);
+                    form.push(Gradient::Steps { parts });
+                }
+                per => {
+                    let factors = self.low.factors.iter().find(|f| f.0 == i).filter(|_| per == Per::Once && self.split.is_none());
+                    if let Some((_, left, right, axes)) = factors {
+                        given.push(Given::Factors { left: *left, right: *right, axes: *axes });
+                        form.push(Gradient::Product { left: self.lay.sizes[axes[0]], right: self.lay.sizes[axes[1]] });
+                    } else {
+                        let room = self.lay.room(self.g(), &self.arguments[i].axes());
+                        given.push(Given::Summed(self.memory_take(room)));
+                        form.push(Gradient::Sequences { parts });
+                    }
+                }
+            }
+        }
+        (given, form)
+    }
+
+    /// Declarations of what a routine reads, out of its arguments.
+    pub(super) fn function(&self, name: &str, r: &Routine, back: bool) -> String {
+        let mut t = String::new();
+        let _ = writeln!(t, "static __attribute__((noinline)) void {name}(real *m, const struct fwp_at *at)\n{{");
+        let _ = writeln!(
+            t,
+            "    const int64_t index = at->index;\n    const int64_t row0 = at->row0;\n    (void)index, (void)row0, (void)m;"
+        );
+        let mut line = |used: &str, text: String| {
+            if r.body.contains(used) || r.after.contains(used) {
+                let _ = writeln!(t, "    {text}");
+            }
+        };
+        for (i, p) in self.arguments.iter().enumerate() {
+            let ty = c_type(p.dtype);
+            line(&format!("in{i}"), format!("const {ty} *const in{i} = (const {ty} *)at->in[{i}]; (void)in{i};"));
+            if back {
+                line(
+                    &format!("in_gradient{i}"),
+                    format!("real *const in_gradient{i} = at->in_gradient[{i}]; (void)in_gradient{i};"),
+                );
+                line(&format!("left{i}"), format!("real *const left{i} = at->in_gradient[{i}]; (void)left{i};"));
+                line(&format!("right{i}"), format!("real *const right{i} = at->right[{i}]; (void)right{i};"));
+            }
+        }
+        for i in 0..self.states.len() {
+            line(&format!("state{i}"), format!("const real *const state{i} = at->state[{i}]; (void)state{i};"));
+            line(&format!("next{i}"), format!("real *const next{i} = at->next[{i}]; (void)next{i};"));
+            if back {
+                line(
+                    &format!("state_gradient{i}"),
+                    format!("const real *const state_gradient{i} = at->state_gradient[{i}]; (void)state_gradient{i};"),
+                );
+                line(
+                    &format!("state_gradient_out{i}"),
+                    format!("real *const state_gradient_out{i} = at->state_gradient_out[{i}]; (void)state_gradient_out{i};"),
+                );
+            }
+        }
+        for i in 0..self.kept.len() {
+            line(&format!("kept{i}"), format!("real *const kept{i} = at->kept[{i}]; (void)kept{i};"));
+            line(
+                &format!("kept_gradient{i}"),
+                format!("const real *const kept_gradient{i} = at->kept_gradient[{i}]; (void)kept_gradient{i};"),
+            );
+        }
+        let mut offset = 0;
+        for (k, n) in self.saved.iter().enumerate() {
+            line(&format!("saved{k}"), format!("real *const saved{k} = at->saved + {offset}; (void)saved{k};"));
+            offset += self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16);
+        }
+        t += &r.body;
+        t += &r.after;
+        t += "}\n\n";
+        t
+    }
+
+    pub(super) fn saved_room(&self) -> usize {
+        self.saved.iter().map(|n| self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16)).sum()
+    }
+
+    pub(super) fn outputs(&self, kept: bool, states: bool) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        if kept {
+            for (i, n) in self.low.kept.iter().enumerate() {
+                outputs.push(Output { node: *n, axes: self.kept[i].axes(), dest: Dest::Kept(i) });
+            }
+        }
+        if states {
+            for (i, n) in self.low.next.iter().enumerate() {
+                outputs.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
+            }
+        }
+        outputs
+    }
+}

@@ -1,0 +1,246 @@
+//! Passes: loops over the axes beside the lanes.
+
+use std::collections::HashSet;
+
+use super::{Printer, Value};
+use crate::kernel::graph::{Axis, Dtype, Fold, Id, What};
+use crate::kernel::nests::{Pass, Task};
+
+impl Printer<'_> {
+    pub(super) fn pass(&mut self, pass: &Pass, lane: Axis) -> Result<(), String> {
+        let Some((inner, outer)) = pass.loops.split_last() else { return Err("a pass without a loop".into()) };
+        let registers = self.lay.registers[lane];
+        let folds: Vec<(Id, Fold)> = pass
+            .tasks
+            .iter()
+            .filter_map(|t| match t {
+                Task::Node(n) => self.fold_of(*n).filter(|(_, a)| *a != lane).map(|(fold, _)| (*n, fold)),
+                Task::Store(_) => None,
+            })
+            .collect();
+        let all: Vec<Axis> = pass.loops.iter().copied().chain([lane]).collect();
+        for t in &pass.tasks {
+            match t {
+                Task::Node(n) => self.count(&all, *n),
+                Task::Store(i) => {
+                    let node = self.nests.outputs[*i].node;
+                    if !self.nests.held.contains(&node) {
+                        self.count(&all, node);
+                    }
+                }
+            }
+        }
+        // So many sums at the same time that one need not wait for another.
+        let chains = (folds.len() * registers).max(1);
+        let mut unroll = (8 / chains).clamp(1, 4);
+        if folds.is_empty() {
+            unroll = if registers >= 4 { 1 } else { 2 };
+        }
+        let size = self.lay.sizes[*inner];
+        if size < 2 * unroll {
+            unroll = 1;
+        }
+        self.before(pass, lane)?;
+        self.loops(outer);
+        for (n, fold) in &folds {
+            for reg in 0..registers {
+                for u in 0..unroll {
+                    self.line(format!("vf a{n}_{reg}_{u} = fwp_splat({});", Self::identity(*fold)));
+                }
+            }
+        }
+        let at_once: Vec<Id> = pass
+            .tasks
+            .iter()
+            .filter_map(|t| match t {
+                Task::Node(n) => self.fold_of(*n).filter(|(f, a)| *a == lane && self.folds_at_once(*n, *f)).map(|_| *n),
+                Task::Store(_) => None,
+            })
+            .collect();
+        if at_once.is_empty() {
+            self.run(pass, lane, *inner, ("0", &size.to_string()), unroll)?;
+        } else {
+            // Parts of as many sums as there are lanes are put together at a time: they stay in the nearest cache.
+            let lanes = self.lay.lanes;
+            let full = size / lanes * lanes;
+            if full > 0 {
+                self.open(format!("for (int part = 0; part < {full}; part += FWP_LANES)"));
+                self.run(pass, lane, *inner, ("part", "part + FWP_LANES"), unroll.min(lanes))?;
+                self.put_together(&at_once, lane)?;
+                self.close();
+            }
+            if full < size {
+                self.open("");
+                self.line(format!("const int part = {full};"));
+                self.run(pass, lane, *inner, ("part", &size.to_string()), 1)?;
+                self.put_together(&at_once, lane)?;
+                self.close();
+            }
+        }
+        self.index.remove(inner);
+        for (n, fold) in &folds {
+            for reg in 0..registers {
+                let mut text = format!("a{n}_{reg}_0");
+                for u in 1..unroll {
+                    text = Self::join(*fold, &text, &format!("a{n}_{reg}_{u}"));
+                }
+                self.line(format!("const vf r{n}_{reg} = {text};"));
+            }
+            if outer.is_empty() {
+                self.keep(*n, lane)?;
+            } else {
+                let place = self.array(*n)?;
+                let axes = self.g.axes(*n).to_vec();
+                for reg in 0..registers {
+                    self.store(&place, &axes, lane, reg, &format!("r{n}_{reg}"))?;
+                }
+            }
+        }
+        let back: Vec<Axis> = outer.iter().rev().copied().collect();
+        self.end_loops(&back);
+        Ok(())
+    }
+
+    /// What a pass reads that does not change in its loops: scalars and rows.
+    pub(super) fn before(&mut self, pass: &Pass, lane: Axis) -> Result<(), String> {
+        let mut open: Vec<Id> = Vec::new();
+        for t in &pass.tasks {
+            match t {
+                Task::Node(n) => open.extend(&self.g.nodes[*n].operands),
+                Task::Store(i) => open.push(self.nests.outputs[*i].node),
+            }
+        }
+        let mut seen = HashSet::new();
+        while let Some(n) = open.pop() {
+            let node = &self.g.nodes[n];
+            let simple = matches!(node.what, What::Const(_) | What::Integer(_) | What::Iota(_));
+            if simple || node.dtype != Dtype::Float || !seen.insert(n) {
+                continue;
+            }
+            if node.axes.iter().all(|a| *a == lane) {
+                let copies = if node.axes.is_empty() { 1 } else { self.lay.registers[lane] };
+                for reg in 0..copies {
+                    self.eval(n, reg)?;
+                }
+            } else if !self.nests.held.contains(&n) && !matches!(node.what, What::Take(_)) {
+                open.extend(node.operands.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The innermost loop of a pass, several places at a time.
+    pub(super) fn run(
+        &mut self,
+        pass: &Pass,
+        lane: Axis,
+        inner: Axis,
+        bounds: (&str, &str),
+        unroll: usize,
+    ) -> Result<(), String> {
+        let x = format!("x{inner}");
+        let (start, end) = bounds;
+        let size = self.lay.sizes[inner];
+        // A part of the loop has a length that the unrolling divides.
+        let whole = if start == "0" { (size / unroll * unroll).to_string() } else { end.to_string() };
+        self.open(format!("for (int {x} = {start}; {x} < {whole}; {x} += {unroll})"));
+        for u in 0..unroll {
+            self.open("");
+            self.index.insert(inner, if u == 0 { x.clone() } else { format!("({x} + {u})") });
+            self.inside(pass, lane, u)?;
+            self.close();
+        }
+        self.close();
+        if start == "0" && !size.is_multiple_of(unroll) {
+            self.open(format!("for (int {x} = {whole}; {x} < {end}; {x}++)"));
+            self.index.insert(inner, x.clone());
+            self.inside(pass, lane, 0)?;
+            self.close();
+        }
+        Ok(())
+    }
+
+    /// Completes sums across lanes whose parts are there.
+    pub(super) fn put_together(&mut self, nodes: &[Id], lane: Axis) -> Result<(), String> {
+        for n in nodes {
+            let to = self.array(*n)?;
+            let assign = if self.lay.blocks(lane) > 1 { "+=" } else { "=" };
+            let at = self.parts[n];
+            self.line(format!("*(vf *)({} + part) {assign} fwp_reduce_lanes((const vf *)(m + {at}));", to.pointer));
+        }
+        Ok(())
+    }
+
+    /// What a pass does at one place.
+    pub(super) fn inside(&mut self, pass: &Pass, lane: Axis, u: usize) -> Result<(), String> {
+        let registers = self.lay.registers[lane];
+        // Results that replace something come last, after all that is read here.
+        for t in pass.tasks.iter().filter(|t| matches!(t, Task::Node(_))) {
+            let Task::Node(n) = *t else { continue };
+            let x = self.g.nodes[n].operands.first().copied();
+            match self.fold_of(n) {
+                Some((fold, axis)) if axis != lane => {
+                    let x = x.ok_or("a fold of nothing")?;
+                    for reg in 0..registers {
+                        let v = self.eval(x, reg)?;
+                        let text = self.wide(x, &v);
+                        let a = format!("a{n}_{reg}_{u}");
+                        let joined = Self::join(fold, &a, &text);
+                        self.line(format!("{a} = {joined};"));
+                    }
+                }
+                Some((fold, _)) => {
+                    let x = x.ok_or("a fold of nothing")?;
+                    let mut text = String::new();
+                    for reg in 0..registers {
+                        let part = self.masked(x, lane, reg, fold)?;
+                        text = if text.is_empty() { part } else { Self::join(fold, &text, &part) };
+                    }
+                    let axes = self.g.axes(n).to_vec();
+                    let at_once = self.folds_at_once(n, fold);
+                    let mut place = self.place_of(axes.into_iter(), &self.index)?;
+                    if at_once {
+                        place = format!("({place} - part)");
+                    }
+                    let at = format!("*(vf *)(m + {} + {place} * FWP_LANES)", self.parts[&n]);
+                    let text = if self.lay.blocks(lane) > 1 && !at_once { Self::join(fold, &at, &text) } else { text };
+                    self.line(format!("{at} = {text};"));
+                }
+                None => {
+                    let place = self.array(n)?;
+                    let axes = self.g.axes(n).to_vec();
+                    for reg in 0..registers {
+                        let v = self.fresh(n, reg)?;
+                        let text = self.wide(n, &v);
+                        self.store(&place, &axes, lane, reg, &text)?;
+                    }
+                }
+            }
+        }
+        for t in &pass.tasks {
+            let Task::Store(i) = *t else { continue };
+            let (node, axes) = (self.nests.outputs[i].node, self.nests.outputs[i].axes.clone());
+            let place = self.dests[i].clone();
+            for reg in 0..registers {
+                let v = self.eval(node, reg)?;
+                let text = self.wide(node, &v);
+                self.store(&place, &axes, lane, reg, &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A held value of several axes where it is computed.
+    pub(super) fn fresh(&mut self, n: Id, reg: usize) -> Result<Value, String> {
+        let node = &self.g.nodes[n];
+        match node.what {
+            What::Map(fun) if !node.operands.iter().any(|o| self.g.nodes[*o].dtype == Dtype::Int) => {
+                let operands = node.operands.clone();
+                let given = operands.iter().map(|o| self.eval(*o, reg)).collect::<Result<Vec<_>, _>>()?;
+                Ok(self.apply(fun, &operands, &given))
+            }
+            What::Take(_) => self.take(n, reg),
+            _ => self.unheld_by_lanes(n, reg),
+        }
+    }
+}
