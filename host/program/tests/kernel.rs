@@ -30,6 +30,13 @@ fn judge<R: UpdateRule>(sizes: &[(usize, usize)], scale: f64) {
         differences(&step, &w, &got, 1e-5);
         let single = compile(&cc, &step, SINGLE);
         agree(&format!("{name} float"), &single.run(&step, &w), &want, 2e-4);
+        if *key == 5 {
+            // The narrowest vectors: two doubles, four floats.
+            for (real, tolerance) in [(Real::F64, 1e-10), (Real::F32, 2e-4)] {
+                let narrow = compile(&cc, &step, Target { real, vector_bytes: 16 });
+                agree(&format!("{name} narrow {real:?}"), &narrow.run(&step, &w), &want, tolerance);
+            }
+        }
     }
 }
 
@@ -206,6 +213,17 @@ fn speed() {
     for (d, interval) in [(64, 48), (128, 48)].into_iter().filter(|(d, _)| only.is_none_or(|o| o == *d)) {
         let step = in_step(&support::rule::<support::Delta>(dims(d, d)));
         println!("{}", support::kernels::bench(&cc, &step, SINGLE, 2048, 4, interval));
+    }
+    if only.is_none() {
+        for step in [
+            in_step(&support::rule::<GatedDelta>(dims(64, 64))),
+            in_step(&support::rule::<VectorDecay>(dims(64, 64))),
+            in_step(&support::rule::<MLstm>(dims(64, 64))),
+        ] {
+            println!("{}", support::kernels::bench(&cc, &step, SINGLE, 2048, 4, 48));
+        }
+        let step = in_step(&support::rule::<DeltaRnn>(dims(64, 64)));
+        println!("{}", support::kernels::bench(&cc, &step, SINGLE, 512, 4, 24));
     }
 }
 
