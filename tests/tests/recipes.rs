@@ -151,7 +151,7 @@ fn mistakes_on_the_command_line_are_refused_alike() {
         ("update_rule.plugin=/nowhere/libmine.so", 4, "/nowhere/libmine.so"),
         ("feature_map.nu=8", 3, "1 to 7"),
         ("train.device=tpu", 3, "tpu"),
-        ("train.exec=scan", 3, "scan"),
+        ("train.exec=scna", 3, "`scan`"),
         ("train.schedule.warmup=31", 3, "warm-up"),
     ] {
         let said = case.fails(&format!("train --recipe memory.toml --run-dir out --set {change}"), code);

@@ -1,5 +1,6 @@
 //! The chunkwise executor against the reference, for rules that are written as one step and say nothing of chunks.
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -15,23 +16,6 @@ use serde_json::json;
 use support::interpreted::{File, Trial, file};
 use support::{Numbers, identity, rule};
 use tch::{Device, Kind};
-
-/// Declares a rule without configuration.
-macro_rules! rules {
-    ($( $name:ident $text:literal ($d:ident) $signature:expr; |$s:ident| $step:block )*) => { $(
-        config! {
-            /// A rule of this test.
-            pub struct $name {}
-        }
-        impl UpdateRule for $name {
-            const NAME: &'static str = $text;
-            const CITATION: &'static str = "test";
-            const OBJECTIVE: &'static str = "none: a test";
-            fn signature(&self, $d: Dims) -> Signature { $signature }
-            fn step(&self, $s: &mut Step) $step
-        }
-    )* };
-}
 
 /// A matrix `[value, key]` that starts at zero.
 fn matrix(d: Dims) -> Signature {

@@ -1,5 +1,6 @@
 //! Rules of every kind that a step can describe, walked by the executor and by the interpreter.
 
+#[macro_use]
 mod support;
 
 use fwp_sdk::prelude::*;
@@ -11,23 +12,6 @@ use support::interpreted::{Trial, agrees};
 
 /// All sizes equal, then all sizes different primes.
 const SIZES: [(i64, i64, i64, usize, usize); 2] = [(3, 3, 3, 3, 3), (2, 7, 3, 5, 2)];
-
-/// Declares a rule without configuration.
-macro_rules! rules {
-    ($( $name:ident $text:literal ($d:ident) $signature:expr; |$s:ident| $step:block )*) => { $(
-        config! {
-            /// A rule of this test.
-            pub struct $name {}
-        }
-        impl UpdateRule for $name {
-            const NAME: &'static str = $text;
-            const CITATION: &'static str = "test";
-            const OBJECTIVE: &'static str = "none: a test";
-            fn signature(&self, $d: Dims) -> Signature { $signature }
-            fn step(&self, $s: &mut Step) $step
-        }
-    )* };
-}
 
 rules! {
     // Several keys a token, written one after another.

@@ -188,8 +188,15 @@ impl Choice {
 
 /// The executor that was asked for does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refused(pub String);
+#[error("--exec {executor} does not serve update rule `{rule}`: {why}. Use --exec auto")]
+pub struct Refused {
+    /// The executor.
+    pub executor: Executor,
+    /// The update rule.
+    pub rule: String,
+    /// Reason.
+    pub why: String,
+}
 
 /// How a walk is carried out.
 #[derive(Clone)]
@@ -334,20 +341,18 @@ impl Executors {
 
     fn decide(&self, call: &Call<'_>) -> Result<Decided> {
         let rule = &call.weights.slot.rule.program.name;
-        let refused = |executor: Executor, why: &str| {
-            Refused(format!("--exec {executor} does not serve update rule `{rule}`: {why}. Use --exec auto"))
-        };
+        let refused = |executor: Executor, why: String| Refused { executor, rule: rule.clone(), why };
         match self.policy {
             Policy::Only(Executor::Reference) => Ok(Decided::reference("asked for".into(), None)),
             Policy::Only(Executor::Scan) => match call.scan() {
                 Ok(built) => Ok(Decided::scan(&built, "asked for; ")),
-                Err(why) => Err(refused(Executor::Scan, &why).into()),
+                Err(why) => Err(refused(Executor::Scan, why).into()),
             },
             Policy::Only(Executor::Chunkwise) => match call.chunkwise() {
                 Ok(chunk) => Ok(Decided::chunkwise(chunk, "asked for".into(), None)),
                 // A cell is no rule: what was asked for of rules does not speak of it.
                 Err(why) if call.is_cell() => Ok(Decided::reference(why, None)),
-                Err(why) => Err(refused(Executor::Chunkwise, &why).into()),
+                Err(why) => Err(refused(Executor::Chunkwise, why).into()),
             },
             Policy::Auto => Ok(match (call.scan(), call.chunkwise()) {
                 (Ok(_), Ok(chunk)) if call.chunks_are_faster() => {

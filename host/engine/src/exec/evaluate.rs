@@ -157,32 +157,40 @@ pub fn one(around: &dyn Surroundings, at: &Place<'_>, op: &Op, operands: &[&Datu
             let blocks = (0..*count).map(|i| (block(at.prefix, name, first + i), first + i));
             repeat(around, at, *f as usize, *carried, operands, blocks)
         }
-        Op::StepIndex
-        | Op::HeadIndex
-        | Op::State { .. }
-        | Op::Phi { .. }
-        | Op::RandomNormal { .. }
-        | Op::RandomUniform { .. }
-        | Op::RandomOrthogonal { .. }
-        | Op::Position
-        | Op::CausalConv
-        | Op::TimeCumsum
-        | Op::Last
-        | Op::MeanOver
-        | Op::Along
-        | Op::Shift { .. }
-        | Op::Attention { .. }
-        | Op::Dropout { .. }
-        | Op::Scan { .. }
-        | Op::FastWeights { .. }
-        | Op::MemoryInit { .. }
-        | Op::FastWrite { .. }
-        | Op::FastRead { .. } => around.special(at, op, operands),
+        op if is_special(op) => around.special(at, op, operands),
         _ => {
             let values: Result<Vec<&Value>> = operands.iter().map(|d| d.value()).collect();
             Ok(Datum::Value(ops::apply(op, &values?, around.precision())?))
         }
     }
+}
+
+/// Whether an operator needs more than its operands: what surrounds the function gives its value.
+pub fn is_special(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::StepIndex
+            | Op::HeadIndex
+            | Op::State { .. }
+            | Op::Phi { .. }
+            | Op::RandomNormal { .. }
+            | Op::RandomUniform { .. }
+            | Op::RandomOrthogonal { .. }
+            | Op::Position
+            | Op::CausalConv
+            | Op::TimeCumsum
+            | Op::Last
+            | Op::MeanOver
+            | Op::Along
+            | Op::Shift { .. }
+            | Op::Attention { .. }
+            | Op::Dropout { .. }
+            | Op::Scan { .. }
+            | Op::FastWeights { .. }
+            | Op::MemoryInit { .. }
+            | Op::FastWrite { .. }
+            | Op::FastRead { .. }
+    )
 }
 
 fn repeat(

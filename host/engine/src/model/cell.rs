@@ -11,7 +11,7 @@ use fwp_sdk::program::{DType, Function, Node, Op, Output, Program, State, StateI
 use tch::{Kind, Tensor};
 
 use crate::exec::choose::Executors;
-use crate::exec::evaluate::Table;
+use crate::exec::evaluate::{Table, is_special};
 use crate::exec::plan::{StepPlan, WalkState};
 use crate::exec::prepared::{Prepared, Slot};
 use crate::exec::scan::{FastWeights, Masks};
@@ -154,30 +154,5 @@ fn reachable(program: &Program, index: usize) -> Vec<usize> {
 
 /// Whether an operator means the same in a walk as in a cell that is carried out step by step.
 fn serves(op: &Op) -> bool {
-    !matches!(
-        op,
-        Op::StepIndex
-            | Op::LayerIndex
-            | Op::HeadIndex
-            | Op::State { .. }
-            | Op::Phi { .. }
-            | Op::Gradient
-            | Op::RandomNormal { .. }
-            | Op::RandomUniform { .. }
-            | Op::RandomOrthogonal { .. }
-            | Op::Position
-            | Op::CausalConv
-            | Op::TimeCumsum
-            | Op::Last
-            | Op::MeanOver
-            | Op::Along
-            | Op::Shift { .. }
-            | Op::Attention { .. }
-            | Op::Dropout { .. }
-            | Op::Scan { .. }
-            | Op::FastWeights { .. }
-            | Op::MemoryInit { .. }
-            | Op::FastWrite { .. }
-            | Op::FastRead { .. }
-    )
+    !is_special(op) && !matches!(op, Op::LayerIndex | Op::Gradient)
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::draw::Wanted;
 use super::run::Subject;
-use crate::exec::choose::{Executor as Kinds, Executors, Policy};
+use crate::exec::choose::{Executor as Kinds, Executors, Policy, Refused};
 use crate::exec::value::Precision;
 
 /// The executor that judges all others.
@@ -31,7 +31,7 @@ pub fn executors_of(subject: &Subject, precision: Precision) -> Result<Vec<Execu
     let weights: Vec<_> = subject.weights(&plain, 0)?;
     let one = |name: &'static str| {
         let applies = match subject.run(name, precision, &data, Some(&weights)) {
-            Err(e) => refusal(&format!("{e:#}")).map_or(Ok(()), Err),
+            Err(e) => refusal(&e).map_or(Ok(()), Err),
             // What goes wrong in it otherwise is a fault, and shows where it is used.
             Ok(_) => Ok(()),
         };
@@ -53,11 +53,10 @@ pub fn only(name: &str) -> Result<Arc<Executors>> {
     Ok(Arc::new(Executors::new(name.parse::<Policy>().map_err(anyhow::Error::msg)?)))
 }
 
-/// The reason in the message of an executor that does not serve a rule; none in any other message.
-fn refusal(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("does not serve update rule `")?;
-    let (_, why) = rest.split_once("`: ")?;
-    Some(why.trim_end_matches("Use --exec auto").trim_end_matches(['.', ' ']).to_string())
+/// The reason, where the error is that an executor does not serve a rule.
+fn refusal(error: &anyhow::Error) -> Option<String> {
+    let refused = error.chain().find_map(|cause| cause.downcast_ref::<Refused>())?;
+    Some(refused.why.trim_end_matches(['.', ' ']).to_string())
 }
 
 #[cfg(test)]
@@ -66,10 +65,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_from_a_fault() {
-        let policy = Policy::Only(Kinds::Scan);
-        let message = format!("--exec {policy} does not serve update rule `r`: there is no compiler (cc). Use --exec auto");
-        assert_eq!(refusal(&message).as_deref(), Some("there is no compiler (cc)"));
-        assert_eq!(refusal("a matrix has other sizes"), None);
+        let why = "there is no compiler (cc). ".to_string();
+        let refused = anyhow::Error::from(Refused { executor: Kinds::Scan, rule: "r".into(), why }).context("in layer 1");
+        assert_eq!(refusal(&refused).as_deref(), Some("there is no compiler (cc)"));
+        assert_eq!(refusal(&anyhow::anyhow!("a matrix has other sizes")), None);
     }
 
     #[test]

@@ -19,6 +19,24 @@ use tch::{Device, Kind, Tensor};
 
 pub const DOUBLE: Precision = Precision { kind: Kind::Double, device: Device::Cpu };
 
+/// Declares a rule without configuration.
+#[allow(unused_macros)] // not every test declares rules
+macro_rules! rules {
+    ($( $name:ident $text:literal ($d:ident) $signature:expr; |$s:ident| $step:block )*) => { $(
+        config! {
+            /// A rule of this test.
+            pub struct $name {}
+        }
+        impl UpdateRule for $name {
+            const NAME: &'static str = $text;
+            const CITATION: &'static str = "test";
+            const OBJECTIVE: &'static str = "none: a test";
+            fn signature(&self, $d: Dims) -> Signature { $signature }
+            fn step(&self, $s: &mut Step) $step
+        }
+    )* };
+}
+
 /// A deterministic source of floats for test data.
 pub struct Numbers(u64);
 

@@ -9,6 +9,7 @@ use fwp_program::kernel::{InStep, KernelState, Per};
 use fwp_program::{block, child};
 use fwp_sdk::program::{Argument, DType, Function, Node, NodeId, Op, Output, Parameter, Program, Span, TensorType, Type};
 
+use crate::exec::evaluate::is_special;
 use crate::exec::plan::StepPlan;
 
 /// Where the value of a kernel's argument comes from.
@@ -303,28 +304,7 @@ impl Lifter<'_> {
 
 /// Why an operator cannot stand in a kernel, for those that only exist around a walk.
 fn outside(op: &Op) -> Option<String> {
-    matches!(
-        op,
-        Op::Position
-            | Op::CausalConv
-            | Op::TimeCumsum
-            | Op::Last
-            | Op::MeanOver
-            | Op::Along
-            | Op::Shift { .. }
-            | Op::Attention { .. }
-            | Op::Dropout { .. }
-            | Op::Scan { .. }
-            | Op::FastWeights { .. }
-            | Op::MemoryInit { .. }
-            | Op::FastWrite { .. }
-            | Op::FastRead { .. }
-            | Op::Phi { .. }
-            | Op::RandomNormal { .. }
-            | Op::RandomUniform { .. }
-            | Op::RandomOrthogonal { .. }
-            | Op::HeadIndex
-            | Op::Gradient
-    )
-    .then(|| format!("`{}` stands in the step", op.name()))
+    // State and index are what a kernel walks with.
+    let outside = is_special(op) && !matches!(op, Op::State { .. } | Op::StepIndex);
+    (outside || *op == Op::Gradient).then(|| format!("`{}` stands in the step", op.name()))
 }
