@@ -29,17 +29,25 @@ fn delta(dk: usize, dv: usize) -> Program {
 
 /// Outputs, states and gradients.
 fn walked(rule: &Program, dk: usize, inputs: &File, kind: Kind, executor: Executor) -> Result<File, anyhow::Error> {
+    mapped(rule, &identity(dk), inputs, kind, &only(executor))
+}
+
+fn mapped(rule: &Program, map: &Program, inputs: &File, kind: Kind, executors: &Arc<Executors>) -> Result<File, anyhow::Error> {
     let precision = Precision { kind, device: Device::Cpu };
     poison(true);
-    let found = apply(rule, &identity(dk), inputs, precision, true, &only(executor));
+    let found = apply(rule, map, inputs, precision, true, executors);
     poison(false);
     found
 }
 
 fn with_gradients(rule: &Program, dk: usize, trial: &Trial) -> File {
+    with_gradients_of(rule, &identity(dk), trial)
+}
+
+fn with_gradients_of(rule: &Program, map: &Program, trial: &Trial) -> File {
     let mut numbers = Numbers::new(7);
-    let mut inputs = file(rule, &identity(dk), trial, &mut numbers);
-    let plain = support::run(rule, &identity(dk), &inputs, false);
+    let mut inputs = file(rule, map, trial, &mut numbers);
+    let plain = support::run(rule, map, &inputs, false);
     for (name, t) in plain.iter().filter(|(n, _)| !n.starts_with("state.")) {
         inputs.insert(format!("grad.{name}"), numbers.tensor(&t.size()));
     }
@@ -71,6 +79,35 @@ fn a_scan_of_the_delta_rule_is_the_reference() {
         let rule = delta(dk, dv);
         for (states, resets, masked) in [(false, false, false), (true, false, false), (true, true, true), (false, true, false)] {
             agree(&rule, dk, &Trial { states, resets, masked, ..Trial::new(b, t, h) }, Executor::Scan);
+        }
+    }
+}
+
+/// Keys and queries go into the kernel as they are before the map, whatever that does with its features.
+#[test]
+fn a_feature_map_is_part_of_the_kernel() {
+    for (d, nu, normalise, dv) in [(5, 1, "sum", 7), (5, 3, "l2", 3), (32, 1, "l2", 20), (11, 2, "sum", 40), (64, 1, "sum", 20)] {
+        let m = 2 * nu * d;
+        let settings = json!({ "nu": nu, "normalise": normalise });
+        let map = support::map(Part::feature_map::<fwp_map_dpfp::Dpfp>(), "dpfp", settings, d);
+        let dims = Dims { key_raw: d, key: m, value: dv, heads: 2 };
+        let rule = rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), dims);
+        // Not near the kinks of the map, which two precisions meet on either side.
+        let trial = Trial { states: true, resets: true, masked: true, offset: 1.5, ..Trial::new(2, 21, 2) };
+        let inputs = with_gradients_of(&rule, &map, &trial);
+        let reference = |kind| mapped(&rule, &map, &inputs, kind, &only(Executor::Reference)).unwrap();
+        let wanted = reference(Kind::Double);
+        for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 1e-4)] {
+            let executors = only(Executor::Scan);
+            let found = mapped(&rule, &map, &inputs, kind, &executors).unwrap();
+            assert_eq!(executors.choices()[0].details["feature_map_inside"], true, "{d} {nu} {normalise}");
+            let plain = reference(kind);
+            for (name, t) in &wanted {
+                let scale = t.abs().max().double_value(&[]).max(1e-3);
+                let lost = (plain[name].to_kind(Kind::Double) - t).abs().max().double_value(&[]) / scale;
+                let what = format!("{d} {nu} {normalise} {kind:?} {name}");
+                support::close(&found[name].to_kind(Kind::Double), t, f64::max(tolerance, 4.0 * lost), &what);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The rule with the feature map put in for `phi`.
+//! The rule with the feature map put in: for `phi`, and around its inputs.
 
 use fwp_sdk::program::shape;
-use fwp_sdk::program::{Function, Node, NodeId, Op, Program, Span, entry};
+use fwp_sdk::program::{Function, Node, NodeId, Op, Program, Role, Span, Type, entry};
 
 use crate::error::{CheckError, Problem};
 use crate::graph::sizes;
@@ -49,6 +49,51 @@ pub fn with_feature_map(rule: &Program, map: &Program) -> Result<Program, CheckE
     out.entries.iter_mut().for_each(|(_, i)| *i += shift);
     shape::types(&out).map_err(|e| CheckError::new(rule, Problem::Shape(e)))?;
     Ok(out)
+}
+
+/// A function of a rule that maps its inputs itself: keys and queries come as they are before the feature map,
+/// and queries are multiplied by `scale` after it. Gives the program that the function calls into, too.
+///
+/// Of a function without mapped inputs it is a copy.
+pub fn with_mapped_inputs(
+    rule: &Program,
+    map: &Program,
+    f: &Function,
+    scale: Option<f64>,
+) -> Result<(Program, Function), CheckError> {
+    let from = map.entry(entry::KEY).ok_or_else(|| CheckError::new(map, Problem::MissingEntry(entry::KEY)))?;
+    let mut g = Function { nodes: Vec::new(), ..f.clone() };
+    let mut place: Vec<NodeId> = Vec::new();
+    for node in &f.nodes {
+        let operands: Vec<NodeId> = node.operands.iter().map(|o| place[*o as usize]).collect();
+        let mut last = add(&mut g, node.op.clone(), operands, node.span);
+        if let Op::Argument { index } = node.op
+            && let Some(input) = rule.inputs.iter().find(|i| i.name == f.arguments[index as usize].name)
+        {
+            let query = input.role == Role::Query;
+            if input.mapped()
+                && let (Type::Tensor(raw), Type::Tensor(own)) = (&from.arguments[0].ty, &mut g.arguments[index as usize].ty)
+                && let (Some(size), Some(d)) = (own.shape.last_mut(), raw.shape.last())
+            {
+                let role = if query { "query" } else { "key" };
+                let phi = Op::Phi { role: role.into(), size: *size };
+                *size = *d;
+                last = add(&mut g, phi, vec![last], node.span);
+            }
+            if let Some(scale) = scale.filter(|_| query) {
+                let by = add(&mut g, Op::Constant { value: scale }, vec![], node.span);
+                last = add(&mut g, Op::Mul, vec![last, by], node.span);
+            }
+        }
+        place.push(last);
+    }
+    g.outputs.iter_mut().for_each(|o| o.node = place[o.node as usize]);
+    let mut out = rule.clone();
+    out.functions.push(g);
+    let mut out = with_feature_map(&out, map)?;
+    // Functions keep their order, so the last is still this one.
+    let function = out.functions.pop().unwrap_or_default();
+    Ok((out, function))
 }
 
 fn add(g: &mut Function, op: Op, operands: Vec<NodeId>, span: Span) -> NodeId {

@@ -87,6 +87,34 @@ pub fn schedule(f: &Function, types: &[Type]) -> Vec<When> {
     }
 }
 
+/// The same with everything in the steps that only they read: a kernel has it at hand there, and no value of it goes through memory.
+///
+/// What comes from a product with a matrix stays before the steps, where it is one large product, and so does all that it is made of.
+pub fn sunk(f: &Function, when: &[When]) -> Vec<When> {
+    let readers = consumers(f);
+    let mut stays = vec![false; f.nodes.len()];
+    f.outputs.iter().for_each(|o| stays[o.node as usize] = true);
+    let mut when = when.to_vec();
+    for i in (0..f.nodes.len()).rev() {
+        let node = &f.nodes[i];
+        let may = match when[i] {
+            When::AllSteps => !matches!(
+                node.op,
+                Op::Argument { .. } | Op::StepIndex | Op::MatVec | Op::MatVecT | Op::MatMul | Op::SolveSpd { .. }
+            ),
+            // A number that was written down.
+            When::Once => matches!(node.op, Op::Constant { .. } | Op::Integer { .. }),
+            When::Step | When::After => continue,
+        };
+        if may && !stays[i] && readers[i].iter().all(|r| when[*r as usize] == When::Step) {
+            when[i] = When::Step;
+        } else {
+            node.operands.iter().for_each(|o| stays[*o as usize] = true);
+        }
+    }
+    when
+}
+
 fn state_results(f: &Function) -> impl Iterator<Item = NodeId> {
     f.outputs.iter().filter(|o| o.name.starts_with("state.")).map(|o| o.node)
 }

@@ -14,7 +14,7 @@ use crate::exec::choose::{Executors, Policy};
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
+use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -162,7 +162,6 @@ pub fn apply(
         Ok(Some(t.f_repeat_interleave_self_int(heads, 1, None)?))
     };
     let masks = Masks { reset: mask("reset")?, write: mask("write")? };
-    let (index, _) = step_indices(&memory.index, &masks, steps, true)?;
 
     let mut inputs = Vec::new();
     for input in &rule.inputs {
@@ -184,10 +183,10 @@ pub fn apply(
         let order: Vec<i64> = [1, 0].into_iter().chain(2..repeated.dim() as i64).collect();
         let flat: Vec<i64> = [steps, batch * heads].into_iter().chain(own).collect();
         let x = Value::new(repeated.f_permute(order)?.f_reshape(flat)?, Lead::STEPS);
-        inputs.push(weights.mapped(&input.name, x, None, &index)?);
+        inputs.push((input.name.clone(), x));
     }
 
-    let (parts, memory) = weights.scan(&inputs, memory, &masks, Read::After)?;
+    let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
     let mut outputs: Vec<(String, Tensor)> = Vec::new();
     let names = slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
     for (name, part) in names.zip(&parts) {

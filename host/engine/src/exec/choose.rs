@@ -3,6 +3,7 @@
 //! The choice is made once for each rule, precision, device and size of call, when it is first met, and remembered.
 //! What is chosen was compared with the reference before ([`super::verify`]).
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +19,8 @@ use super::chunk::{self, ChunkPlan};
 use super::kernel::build::Kernels;
 use super::kernel::{self, Built};
 use super::plan::StepPlan;
-use super::scan::{FastWeights, Masks};
+use super::prepared::Slot;
+use super::scan::{FastWeights, Inputs, Masks};
 use super::value::{Lead, Memory, Value};
 use super::verify::verify;
 use super::walk::{length, walk};
@@ -91,6 +93,25 @@ pub struct Made {
     chunk: OnceLock<Result<Arc<ChunkPlan>, String>>,
     /// By precision: whether the chunkwise form agrees with the step.
     verified: Mutex<HashMap<Kind, Result<(), String>>>,
+    /// By whether inputs are mapped inside, and by the bits of the queries' scale: the plan for kernels.
+    inside: Mutex<HashMap<Inside, Result<Arc<Slot>, String>>>,
+}
+
+/// Which plan for kernels: whether it maps inputs, and the bits of the queries' scale.
+type Inside = (bool, Option<u64>);
+
+impl Made {
+    /// The slot whose plan does for a kernel what `plan` does, with as much in the steps as is good there.
+    fn inside(&self, weights: &FastWeights, plan: &StepPlan, inputs: Inputs<'_>) -> Result<Arc<Slot>, String> {
+        let (raw, scale) = match inputs {
+            Inputs::Ready(_) => (false, None),
+            Inputs::Raw { query_scale, .. } => (true, query_scale),
+        };
+        // Slots are put in whole, so a panic elsewhere leaves nothing half done.
+        let mut table = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = table.entry((raw, scale.map(f64::to_bits)));
+        made.or_insert_with(|| weights.slot.inside(plan, raw, scale).map(Arc::new)).clone()
+    }
 }
 
 /// The chunkwise form of a plan, compared with the reference now if it was not yet.
@@ -204,6 +225,8 @@ enum Pick {
     Reference,
     Chunkwise(Arc<ChunkPlan>),
     Scan,
+    /// As the plan of this slot, which takes inputs as they are given.
+    Inside(Arc<Slot>),
 }
 
 /// What a choice depends on.
@@ -217,6 +240,7 @@ struct Case {
     /// Rounded up to a power of two: lengths that change with every batch are not a case each.
     steps: i64,
     leads: Vec<Lead>,
+    query_scale: Option<u64>,
     reset: bool,
     write: bool,
 }
@@ -271,14 +295,19 @@ impl Executors {
         &self,
         weights: &FastWeights,
         plan: &Arc<StepPlan>,
-        inputs: &[Value],
+        inputs: Inputs<'_>,
         memory: Memory,
         masks: &Masks,
     ) -> Result<(Vec<Value>, Memory)> {
-        match self.pick(weights, plan, inputs, &memory, masks)? {
-            Pick::Reference => walk(weights, plan, inputs, memory, masks),
-            Pick::Chunkwise(chunk) => chunk::run(weights, &chunk, inputs, memory, masks),
-            Pick::Scan => kernel::run(weights, plan, inputs, memory, masks),
+        let pick = self.pick(weights, plan, inputs, &memory, masks)?;
+        if let Pick::Inside(slot) = &pick {
+            return kernel::run(&weights.with_slot(slot), &slot.step, inputs.given(), memory, masks);
+        }
+        let ready = inputs.ready(weights, plan, &memory, masks)?;
+        match pick {
+            Pick::Chunkwise(chunk) => chunk::run(weights, &chunk, &ready, memory, masks),
+            Pick::Scan => kernel::run(weights, plan, &ready, memory, masks),
+            _ => walk(weights, plan, &ready, memory, masks),
         }
     }
 
@@ -291,14 +320,14 @@ impl Executors {
         &self,
         weights: &FastWeights,
         plan: &Arc<StepPlan>,
-        inputs: &[Value],
+        inputs: Inputs<'_>,
         memory: &Memory,
         masks: &Masks,
     ) -> Result<Pick> {
         if self.policy == Policy::Only(Executor::Reference) && !self.lock().said.insert(format!("{:p}", Arc::as_ptr(plan))) {
             return Ok(Pick::Reference);
         }
-        let steps = length(inputs, masks);
+        let steps = length(inputs.given(), masks);
         let case = Case {
             plan: Arc::as_ptr(plan) as usize,
             kind: weights.precision.kind,
@@ -308,7 +337,11 @@ impl Executors {
             },
             samples: memory.index.size()[0],
             steps: steps.max(1).unsigned_abs().next_power_of_two() as i64,
-            leads: inputs.iter().map(|v| v.lead).collect(),
+            leads: inputs.given().iter().map(|v| v.lead).collect(),
+            query_scale: match inputs {
+                Inputs::Raw { query_scale, .. } => query_scale.map(f64::to_bits),
+                Inputs::Ready(_) => None,
+            },
             reset: masks.reset.is_some(),
             write: masks.write.is_some(),
         };
@@ -345,7 +378,7 @@ impl Executors {
         match self.policy {
             Policy::Only(Executor::Reference) => Ok(Decided::reference("asked for".into(), None)),
             Policy::Only(Executor::Scan) => match call.scan() {
-                Ok(built) => Ok(Decided::scan(&built, "asked for; ")),
+                Ok(found) => Ok(Decided::scan(found, "asked for; ")),
                 Err(why) => Err(refused(Executor::Scan, why).into()),
             },
             Policy::Only(Executor::Chunkwise) => match call.chunkwise() {
@@ -358,7 +391,7 @@ impl Executors {
                 (Ok(_), Ok(chunk)) if call.chunks_are_faster() => {
                     Decided::chunkwise(chunk, "a state is too large for a kernel's walk to be faster".into(), None)
                 }
-                (Ok(built), _) => Decided::scan(&built, ""),
+                (Ok(found), _) => Decided::scan(found, ""),
                 (Err(why), Ok(chunk)) => {
                     let notice = format!(
                         "no fused scan for `{rule}`, matrix products over chunks run instead, which may be slower: {why}"
@@ -394,9 +427,11 @@ impl Decided {
         Decided { pick: Pick::Chunkwise(chunk), executor: Executor::Chunkwise, reason, details: json!({}), notice }
     }
 
-    fn scan(built: &Built, before: &str) -> Decided {
-        let reason = format!("{before}{}", shown(built));
-        Decided { pick: Pick::Scan, executor: Executor::Scan, reason, details: described(built), notice: None }
+    fn scan((built, inside): (Arc<Built>, Option<Arc<Slot>>), before: &str) -> Decided {
+        let reason = format!("{before}{}", shown(&built));
+        let details = described(&built, inside.is_some());
+        let pick = inside.map_or(Pick::Scan, Pick::Inside);
+        Decided { pick, executor: Executor::Scan, reason, details, notice: None }
     }
 }
 
@@ -404,7 +439,7 @@ impl Decided {
 struct Call<'a> {
     weights: &'a FastWeights,
     plan: &'a Arc<StepPlan>,
-    inputs: &'a [Value],
+    inputs: Inputs<'a>,
     memory: &'a Memory,
     masks: &'a Masks,
     steps: i64,
@@ -416,7 +451,12 @@ impl Call<'_> {
     }
 
     fn chunkwise(&self) -> Result<Arc<ChunkPlan>, String> {
-        chunkwise(self.weights, self.plan, self.inputs, self.memory)
+        let ready = self.ready()?;
+        chunkwise(self.weights, self.plan, &ready, self.memory)
+    }
+
+    fn ready(&self) -> Result<Cow<'_, [Value]>, String> {
+        tch::no_grad(|| self.inputs.ready(self.weights, self.plan, self.memory, self.masks)).map_err(|e| format!("{e:#}"))
     }
 
     /// Whether matrix products over chunks take less time than a kernel. It depends on sizes only: with it the bits of a run would depend on anything else.
@@ -426,8 +466,16 @@ impl Call<'_> {
         self.steps >= LONG && largest >= LARGE
     }
 
-    fn scan(&self) -> Result<Arc<Built>, String> {
-        kernel::prepare(self.weights, self.plan, self.inputs, self.memory, self.masks)
+    /// The kernel, and the slot that it belongs to where that takes inputs as they are given.
+    fn scan(&self) -> Result<(Arc<Built>, Option<Arc<Slot>>), String> {
+        if let Ok(slot) = self.plan.made.inside(self.weights, self.plan, self.inputs) {
+            let weights = self.weights.with_slot(&slot);
+            let made = kernel::prepare(&weights, &slot.step, self.inputs.given(), self.memory, self.masks);
+            if let Ok(built) = made {
+                return Ok((built, Some(slot)));
+            }
+        }
+        Ok((kernel::prepare(self.weights, self.plan, &self.ready()?, self.memory, self.masks)?, None))
     }
 }
 
@@ -454,10 +502,11 @@ fn shown(built: &Built) -> String {
 }
 
 /// A kernel in the run's record.
-fn described(built: &Built) -> Json {
+fn described(built: &Built, inside: bool) -> Json {
     let k = &built.kernel;
     json!({
         "blocks": k.blocks,
+        "feature_map_inside": inside,
         "forward_scratch": k.forward_scratch,
         "backward_scratch": k.backward_scratch,
         "backward_scratch_a_step": k.backward_scratch_a_step,

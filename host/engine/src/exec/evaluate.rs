@@ -213,7 +213,7 @@ fn repeat(
 }
 
 /// Parameters by path.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Table(pub HashMap<String, Value>);
 
 impl Table {

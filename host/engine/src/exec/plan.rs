@@ -33,6 +33,7 @@ pub struct StepPlan {
 }
 
 /// A state of a walk.
+#[derive(Clone)]
 pub struct WalkState {
     /// Its declaration.
     pub state: State,
@@ -71,7 +72,24 @@ impl StepPlan {
     /// Schedules a function of `program`, which need not be one of its functions but calls those.
     pub fn new(program: &Program, function: Function, states: Vec<WalkState>) -> Result<StepPlan, String> {
         let types = types_of(program, &function, &states)?;
-        let mut when = fwp_program::schedule(&function, &types);
+        let when = fwp_program::schedule(&function, &types);
+        Ok(StepPlan::scheduled(program, function, states, types, when))
+    }
+
+    /// As [`StepPlan::new`], with all in the steps that a kernel computes better there.
+    pub fn sunk(program: &Program, function: Function, states: Vec<WalkState>) -> Result<StepPlan, String> {
+        let types = types_of(program, &function, &states)?;
+        let when = fwp_program::sunk(&function, &fwp_program::schedule(&function, &types));
+        Ok(StepPlan::scheduled(program, function, states, types, when))
+    }
+
+    fn scheduled(
+        program: &Program,
+        function: Function,
+        states: Vec<WalkState>,
+        types: Vec<Type>,
+        mut when: Vec<When>,
+    ) -> StepPlan {
         for (i, node) in function.nodes.iter().enumerate() {
             // The parts of a tuple are taken where the tuple is made: only tensors cross from one stage to another.
             if let (Op::Element { .. }, [tuple]) = (&node.op, &node.operands[..]) {
@@ -100,7 +118,7 @@ impl StepPlan {
         let asks = |f: &Function| f.nodes.iter().any(|n| n.op == Op::StepIndex);
         let uses_index = asks(&function) || program.functions.iter().any(asks) || states.iter().any(|s| s.state.held > 1);
         let made = Made::default();
-        Ok(StepPlan { function, states, when, work, kept, crossing, next, uses_index, step_elements, types, made })
+        StepPlan { function, states, when, work, kept, crossing, next, uses_index, step_elements, types, made }
     }
 
     /// The nodes of the step whose values are kept for every step, in order.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use fwp_program::{ModelPrograms, Separation, SlotPrograms};
 use fwp_sdk::program::shape::{self, Types};
-use fwp_sdk::program::{Function, Output, Program, Type, entry};
+use fwp_sdk::program::{Function, Output, Program, RuleInput, Type, entry};
 
 use super::plan::{StepPlan, declared, read_earlier};
 
@@ -109,16 +109,46 @@ impl Slot {
 
     /// A recurrent cell of a slow net in the place of a rule: it has no feature map, and is only walked.
     pub fn of_cell(net: Prepared, step: StepPlan) -> Slot {
-        let nothing = Program { functions: vec![], entries: vec![], slots: vec![], files: vec![], ..net.program.clone() };
+        Slot::walked(step.function.name.clone(), "shared.".into(), 0, net, step)
+    }
+
+    /// For kernels: one of this slot's plans that maps its inputs itself if it is given them `raw`, and computes within its steps
+    /// what the reference computes for all of them at once.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub fn inside(&self, plan: &StepPlan, raw: bool, scale: Option<f64>) -> Result<Slot, String> {
+        let say = |e: fwp_program::CheckError| e.to_string();
+        let (program, function) = if raw {
+            let trained = self.map.program.functions.iter().any(|f| !f.parameters.is_empty());
+            if trained {
+                return Err("the feature map has parameters".into());
+            }
+            let several = |i: &RuleInput| i.mapped() && i.full_shape().len() > 1;
+            if self.rule.program.inputs.iter().any(several) {
+                return Err("several keys a token".into());
+            }
+            fwp_program::with_mapped_inputs(&self.rule.program, &self.map.program, &plan.function, scale).map_err(say)?
+        } else {
+            (self.rule.program.clone(), plan.function.clone())
+        };
+        let step = StepPlan::sunk(&program, function, plan.states.clone())?;
+        let types = shape::types(&program)?;
+        Ok(Slot::walked(self.name.clone(), self.shared.clone(), self.key, Prepared { program, types }, step))
+    }
+
+    /// A slot that is only walked, by this plan.
+    fn walked(name: String, shared: String, key: usize, rule: Prepared, step: StepPlan) -> Slot {
+        let nothing = Program { functions: vec![], entries: vec![], slots: vec![], files: vec![], ..rule.program.clone() };
         Slot {
-            name: step.function.name.clone(),
-            shared: "shared.".into(),
+            name,
+            shared,
             map: Prepared { program: nothing, types: Types { functions: vec![], nodes: vec![] } },
-            rule: net,
-            key: 0,
+            rule,
+            key,
             step: Arc::new(step),
             effective: None,
-            apart: Err("a cell is not a rule".into()),
+            apart: Err("it is only walked".into()),
             earlier: Mutex::default(),
         }
     }

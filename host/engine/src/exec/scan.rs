@@ -4,6 +4,7 @@
 //! What does not depend on a state is computed for all steps at once where that is no larger than its operands; the rest is one walk through the steps.
 //! A walk whose kept values would exceed the memory limit is cut into segments that the backward pass computes again.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -13,10 +14,11 @@ use tch::{Kind, Tensor};
 use super::choose::Executors;
 use super::evaluate::{self, Place, Surroundings, Table};
 use super::ops::sizes;
-use super::plan::{WalkState, declared};
+use super::plan::{StepPlan, WalkState, declared};
 pub use super::prepared::Read;
 use super::prepared::Slot;
 use super::value::{Datum, Lead, Memory, Precision, Value};
+use super::walk::length;
 
 /// Fast weights of a slot at one place of a model.
 pub struct FastWeights {
@@ -34,6 +36,38 @@ pub struct FastWeights {
     pub memory_limit: u64,
     /// What carries out the steps.
     pub executors: Arc<Executors>,
+}
+
+/// What a walk is given at its steps, in the order of its function's arguments.
+#[derive(Clone, Copy)]
+pub enum Inputs<'a> {
+    /// As the steps take them.
+    Ready(&'a [Value]),
+    /// As the slow net hands them over: before the feature map.
+    Raw {
+        /// The values.
+        values: &'a [Value],
+        /// What queries are multiplied by after the map.
+        query_scale: Option<f64>,
+    },
+}
+
+impl<'a> Inputs<'a> {
+    /// The values as they are given.
+    pub fn given(self) -> &'a [Value] {
+        match self {
+            Inputs::Ready(values) | Inputs::Raw { values, .. } => values,
+        }
+    }
+
+    /// As the steps of `plan` take them.
+    pub fn ready(self, weights: &FastWeights, plan: &StepPlan, memory: &Memory, masks: &Masks) -> Result<Cow<'a, [Value]>> {
+        let Inputs::Raw { values, query_scale } = self else { return Ok(Cow::Borrowed(self.given())) };
+        let (index, _) = step_indices(&memory.index, masks, length(values, masks), true)?;
+        let names = plan.function.arguments.iter().map(|a| a.name.as_str());
+        let mapped = names.zip(values).map(|(name, x)| weights.mapped(name, x.clone(), query_scale, &index));
+        Ok(Cow::Owned(mapped.collect::<Result<_>>()?))
+    }
 }
 
 /// What steers a scan beside its inputs.
@@ -58,6 +92,19 @@ pub fn per_sample(t: &Tensor, scope: Scope, batch: i64) -> Result<Value> {
 impl FastWeights {
     fn rule(&self) -> &fwp_sdk::program::Program {
         &self.slot.rule.program
+    }
+
+    /// The same weights with another slot.
+    pub(super) fn with_slot(&self, slot: &Arc<Slot>) -> FastWeights {
+        FastWeights {
+            slot: slot.clone(),
+            index: self.index,
+            parameters: self.parameters.clone(),
+            prefix: self.prefix.clone(),
+            precision: self.precision,
+            memory_limit: self.memory_limit,
+            executors: self.executors.clone(),
+        }
     }
 
     /// The initial memory for `n` samples times heads.
@@ -146,19 +193,28 @@ impl FastWeights {
     }
 
     /// Writes and reads along the steps: outputs `[steps, n, ...]` (output, then extras) and the final memory.
-    /// `inputs` are the rule's inputs in order, after the feature map.
-    pub fn scan(&self, inputs: &[Value], memory: Memory, masks: &Masks, read: Read) -> Result<(Vec<Value>, Memory)> {
-        self.executors.clone().run(self, &self.slot.plan(read)?, inputs, memory, masks)
+    /// `inputs` are the rule's inputs before the feature map; queries are multiplied by the scale after it.
+    pub fn scan(
+        &self,
+        inputs: &[(String, Value)],
+        query_scale: Option<f64>,
+        memory: Memory,
+        masks: &Masks,
+        read: Read,
+    ) -> Result<(Vec<Value>, Memory)> {
+        let plan = self.slot.plan(read)?;
+        let values = in_order(&plan.function, inputs)?;
+        self.executors.clone().run(self, &plan, Inputs::Raw { values: &values, query_scale }, memory, masks)
     }
 
-    /// Writes `[steps, n, ...]` inputs; gives the memory afterwards.
+    /// Writes `[steps, n, ...]` inputs, given before the feature map; gives the memory afterwards.
     pub fn write(&self, inputs: &[(String, Value)], memory: Memory, masks: &Masks) -> Result<Memory> {
         let plan = &self.slot.apart()?.write;
-        let arguments = in_order(&plan.function, inputs)?;
-        Ok(self.executors.clone().run(self, plan, &arguments, memory, masks)?.1)
+        let values = in_order(&plan.function, inputs)?;
+        Ok(self.executors.clone().run(self, plan, Inputs::Raw { values: &values, query_scale: None }, memory, masks)?.1)
     }
 
-    /// Reads with inputs `[steps, n, ...]` or `[n, ...]`, the memory staying as it is: output, then extras.
+    /// Reads with inputs `[steps, n, ...]` or `[n, ...]`, after the feature map, the memory staying as it is: output, then extras.
     pub fn read(&self, memory: &Memory, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
         let read = &self.slot.apart()?.apart.read;
         let arguments: Vec<Datum> = in_order(read, inputs)?.into_iter().map(Datum::Value).collect();

@@ -14,7 +14,7 @@ use crate::exec::choose::Executors;
 use crate::exec::evaluate::{Table, is_special};
 use crate::exec::plan::{StepPlan, WalkState};
 use crate::exec::prepared::{Prepared, Slot};
-use crate::exec::scan::{FastWeights, Masks};
+use crate::exec::scan::{FastWeights, Inputs, Masks};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 
 /// A cell as a walk.
@@ -100,7 +100,8 @@ impl Cell {
         let inputs = call.sequences.iter().map(|t| Ok(Value::new(t.f_transpose(0, 1)?, Lead::STEPS)));
         let masks = Masks { reset: call.reset.map(|r| r.f_transpose(0, 1)).transpose()?, write: None };
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
-        let (outputs, memory) = weights.executors.clone().run(&weights, &self.slot.step, &inputs, memory, &masks)?;
+        let (outputs, memory) =
+            weights.executors.clone().run(&weights, &self.slot.step, Inputs::Ready(&inputs), memory, &masks)?;
         let outputs = outputs.iter().map(|v| Ok(v.tensor.f_transpose(0, 1)?)).collect::<Result<_>>()?;
         debug_assert_eq!(memory.states.len(), self.states);
         Ok((memory.states, outputs))

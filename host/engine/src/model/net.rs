@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
-use fwp_sdk::program::{Op, Parameter, Role, RuleInput, SlotInterface, Training};
+use fwp_sdk::program::{Op, Parameter, Role, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
 use super::cell::{Call as CellCall, Cell};
@@ -194,8 +194,8 @@ impl<'a> InNet<'a> {
         Ok(Value::new(x.tensor.f_reshape(split)?, Lead::BATCH))
     }
 
-    /// Operands in the scan's layout, mapped and scaled; the write mask apart.
-    fn operands(&self, call: &Call<'_>, weights: &FastWeights, memory: &Memory) -> Result<(Vec<(String, Value)>, Masks)> {
+    /// Operands in the scan's layout, before the feature map; the write mask apart.
+    fn operands(&self, call: &Call<'_>) -> Result<(Vec<(String, Value)>, Masks)> {
         let heads = call.interface.heads;
         let reset = match call.length {
             Some(length) => self.resets(call.axis, length)?,
@@ -206,9 +206,6 @@ impl<'a> InNet<'a> {
         };
         let mut masks = Masks { reset: reset.map(|r| per_head(&r)).transpose()?, write: None };
         let steps = call.length.unwrap_or(1);
-        let (index, _) = step_indices(&memory.index, &masks, steps, true)?;
-        let index = if call.length.is_some() { index } else { Value::new(memory.index.shallow_clone(), Lead::BATCH) };
-        let scale = (call.interface.key as f64).powf(-0.5);
         let mut inputs = Vec::new();
         for (name, x) in &call.inputs {
             if name == "write" {
@@ -216,11 +213,27 @@ impl<'a> InNet<'a> {
                 masks.write = Some(per_head(&t)?);
                 continue;
             }
-            let x = self.to_scan(x, heads, call.length)?;
-            let query_scale = (call.scale == "query").then_some(scale);
-            inputs.push((name.clone(), weights.mapped(name, x, query_scale, &index)?));
+            inputs.push((name.clone(), self.to_scan(x, heads, call.length)?));
         }
         Ok((inputs, masks))
+    }
+
+    /// The same after the feature map, queries scaled.
+    fn mapped(
+        &self,
+        call: &Call<'_>,
+        weights: &FastWeights,
+        memory: &Memory,
+        masks: &Masks,
+        given: &[(String, Value)],
+    ) -> Result<Vec<(String, Value)>> {
+        let index = match call.length {
+            Some(length) => step_indices(&memory.index, masks, length, true)?.0,
+            None => Value::new(memory.index.shallow_clone(), Lead::BATCH),
+        };
+        let mapped =
+            |(name, x): &(String, Value)| Ok((name.clone(), weights.mapped(name, x.clone(), call.query_scale(), &index)?));
+        given.iter().map(mapped).collect()
     }
 
     fn outputs(&self, parts: Vec<Value>, call: &Call<'_>) -> Result<Vec<Datum>> {
@@ -255,14 +268,13 @@ impl<'a> InNet<'a> {
                     Some(left) => unpack(left, weights.index)?,
                     None => weights.initial(n(interface))?,
                 };
-                let (given, masks) = self.operands(&call, &weights, &memory)?;
-                let in_order: Result<Vec<Value>> = interface.inputs.iter().map(|i| pick(&given, i)).collect();
-                let in_order = in_order?;
-                let (parts, memory) = weights.scan(&in_order, memory, &masks, Read::parse(read)?)?;
+                let (given, masks) = self.operands(&call)?;
+                let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
+                let (parts, memory) = weights.scan(&given, call.query_scale(), memory, &masks, Read::parse(read)?)?;
                 if self.pass.carry {
                     self.leaving.borrow_mut().insert(key, pack(&memory));
                 }
-                self.probe(&weights, interface, &given, &memory)?;
+                self.probe(&weights, interface, shown, &memory)?;
                 let mut data = self.outputs(parts, &call)?;
                 data.push(Datum::Memory(memory));
                 Ok(Datum::Tuple(data))
@@ -272,7 +284,8 @@ impl<'a> InNet<'a> {
                 let (_, interface) = self.interface(slot)?;
                 let call = Call::new(interface, inputs, &operands[1..], "none", at.axis())?;
                 let memory = memory(operands[0])?;
-                let (given, masks) = self.operands(&call, &weights, &memory)?;
+                let (given, masks) = self.operands(&call)?;
+                let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
                 let given: Vec<(String, Value)> = match call.length {
                     Some(_) => given,
                     // One write is a walk of one step.
@@ -282,7 +295,7 @@ impl<'a> InNet<'a> {
                         .collect::<Result<_>>()?,
                 };
                 let memory = weights.write(&given, memory, &masks)?;
-                self.probe(&weights, interface, &given, &memory)?;
+                self.probe(&weights, interface, shown, &memory)?;
                 Ok(Datum::Memory(memory))
             }
             Op::FastRead { slot, name, inputs, scale } => {
@@ -290,16 +303,35 @@ impl<'a> InNet<'a> {
                 let (_, interface) = self.interface(slot)?;
                 let call = Call::new(interface, inputs, &operands[1..], scale, at.axis())?;
                 let memory = memory(operands[0])?;
-                let (given, _) = self.operands(&call, &weights, &memory)?;
-                Ok(Datum::Tuple(self.outputs(weights.read(&memory, &given)?, &call)?))
+                let (given, masks) = self.operands(&call)?;
+                let mapped = self.mapped(&call, &weights, &memory, &masks, &given)?;
+                Ok(Datum::Tuple(self.outputs(weights.read(&memory, &mapped)?, &call)?))
             }
             other => bail!("internal: `{}` is not an operator on fast weights", other.name()),
         }
     }
 
+    /// Inputs as they are shown, where anybody looks: after the feature map.
+    fn shown(
+        &self,
+        call: &Call<'_>,
+        weights: &FastWeights,
+        memory: &Memory,
+        masks: &Masks,
+        given: &[(String, Value)],
+    ) -> Result<Option<Vec<(String, Value)>>> {
+        self.probes.as_ref().map(|_| self.mapped(call, weights, memory, masks, given)).transpose()
+    }
+
     /// Records fast weights, inputs and effective signals of the first sample for histograms and images.
-    fn probe(&self, weights: &FastWeights, interface: &SlotInterface, inputs: &[(String, Value)], memory: &Memory) -> Result<()> {
-        let Some(probes) = &self.probes else { return Ok(()) };
+    fn probe(
+        &self,
+        weights: &FastWeights,
+        interface: &SlotInterface,
+        inputs: Option<Vec<(String, Value)>>,
+        memory: &Memory,
+    ) -> Result<()> {
+        let (Some(probes), Some(inputs)) = (&self.probes, inputs) else { return Ok(()) };
         let mut probes = probes.borrow_mut();
         // A cell writes at every step; its last is shown.
         let mut show = |name: String, t: Tensor| {
@@ -312,7 +344,7 @@ impl<'a> InNet<'a> {
             show(format!("fwp/{place}/{}", state.name), t.f_narrow(0, 0, heads)?);
         }
         let keys = inputs.iter().filter(|(n, _)| interface.inputs.iter().any(|i| i.name == *n && i.role == Role::Key));
-        for (name, v) in keys.map(|(n, v)| (n.clone(), v.clone())).chain(weights.signals(inputs)?) {
+        for (name, v) in keys.map(|(n, v)| (n.clone(), v.clone())).chain(weights.signals(&inputs)?) {
             if v.lead == Lead::STEPS {
                 show(format!("fwp/{place}/{name}"), v.tensor.f_narrow(1, 0, heads)?.f_transpose(0, 1)?);
             }
@@ -439,11 +471,11 @@ impl<'a> Call<'a> {
         let length = inputs.iter().find(|(_, v)| v.lead.axis).map(|(_, v)| v.tensor.size()[1]);
         Ok(Call { interface, inputs, scale, length, axis })
     }
-}
 
-fn pick(given: &[(String, Value)], input: &RuleInput) -> Result<Value> {
-    let found = given.iter().find(|(n, _)| *n == input.name);
-    found.map(|(_, v)| v.clone()).with_context(|| format!("the slow net does not hand over input `{}`", input.name))
+    /// What queries are multiplied by after the feature map.
+    fn query_scale(&self) -> Option<f64> {
+        (self.scale == "query").then(|| (self.interface.key as f64).powf(-0.5))
+    }
 }
 
 fn memory(d: &Datum) -> Result<Memory> {

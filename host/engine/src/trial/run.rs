@@ -17,7 +17,7 @@ use crate::exec::choose::Executors;
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
+use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -206,7 +206,6 @@ impl Subject {
             Ok(Some(t.f_repeat_interleave_self_int(heads, 1, None)?))
         };
         let masks = Masks { reset: mask(&data.reset)?, write: mask(&data.write)? };
-        let (index, _) = step_indices(&memory.index, &masks, steps, true)?;
         let mut inputs = Vec::new();
         for (name, t) in &data.inputs {
             let t = leaf(name.clone(), t)?;
@@ -216,9 +215,9 @@ impl Subject {
             let rest = repeated.size()[3..].to_vec();
             let flat: Vec<i64> = [steps, batch * heads].into_iter().chain(rest).collect();
             let x = Value::new(repeated.f_permute(order)?.f_reshape(flat)?, Lead::STEPS);
-            inputs.push(weights.mapped(name, x, None, &index)?);
+            inputs.push((name.clone(), x));
         }
-        let (parts, memory) = weights.scan(&inputs, memory, &masks, Read::After)?;
+        let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
         let mut outputs = Vec::new();
         let names = self.slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
         for (name, part) in names.zip(&parts) {

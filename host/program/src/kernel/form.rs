@@ -89,6 +89,7 @@ pub struct Target {
 /// ```
 ///
 /// A *unit* is one block of rows of one sequence: unit = sequence * blocks + block. Units share nothing and may run at the same time.
+/// While a unit runs, results below the smallest normal number are zero; the mode of the calling thread is then as before.
 /// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
 /// Backward walks segments of `interval` steps from the last to the first, computes a segment's states again from its checkpoint, and keeps them in `scratch`.
 /// All entries of `in_gradient` that are not null are written in full.

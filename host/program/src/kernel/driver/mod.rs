@@ -217,6 +217,7 @@ impl Driver<'_> {
         for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &undo_text, &walk] {
             source += part;
         }
+        source += include_str!("../entries.h");
         Ok(Kernel {
             source,
             blocks: self.split.map_or(1, |s| s.1),

@@ -58,7 +58,7 @@ impl Driver<'_> {
 
     pub(super) fn forward_walk(&self, states: &[(usize, usize)], setup: &str) -> Result<String, String> {
         let mut t = String::from(
-            "void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
+            "static __attribute__((noinline)) void fwp_forward_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
         );
         t += setup;
         t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
@@ -138,7 +138,7 @@ impl Driver<'_> {
         let a_step = states + self.saved_room();
         let first = self.memory.elements;
         let mut t = String::from(
-            "void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
+            "static __attribute__((noinline)) void fwp_backward_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
         );
         t += &self.setup();
         t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
