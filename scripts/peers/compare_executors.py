@@ -1,8 +1,9 @@
 """Runs the executors of fwp-host and PyTorch peers in turns and prints them side by side.
 
 Started by scripts/compare-executors with the Python that has the peers, and with --host. Both sides get the same
-shapes, threads and OMP_WAIT_POLICY, and which side goes first changes every round. Times are medians of a process's
-own rounds; a ratio is that of one round of both, and its spread is over the rounds.
+shapes and number of threads, each waits for its threads as it does by default unless OMP_WAIT_POLICY is set, and which
+side goes first changes every round. Times are medians of a process's own rounds; a ratio is that of one round of both,
+and its spread is over the rounds.
 
 Memory is the growth of resident memory during one forward and backward in a process of its own, for both sides
 alike: glibc gives every allocation of 64 KiB or more back when it is freed, so that what is used again is seen.
@@ -44,7 +45,6 @@ class Run:
         self.environment = os.environ | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "CUDA_VISIBLE_DEVICES": "",
         }
 
@@ -367,7 +367,7 @@ def main() -> int:
         "rounds": arguments.rounds,
         "threads": arguments.threads,
         "quick": arguments.quick,
-        "wait_policy": run.environment["OMP_WAIT_POLICY"],
+        "wait_policy": run.environment.get("OMP_WAIT_POLICY", "the default of each"),
         "torch": importlib.metadata.version("torch"),
         "processor": processor(),
         "processors": os.cpu_count(),

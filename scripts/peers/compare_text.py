@@ -1,8 +1,9 @@
 """Runs fwp-host and char_lm.py in turns and prints their training speed side by side.
 
 Started by scripts/compare-text with the Python that has torch, and with --host. Both sides get the same
-text, steps, threads and OMP_WAIT_POLICY. Their speed is taken in the same way: wall time from the end
-of step WARM_UP to the end of the last one. Which side goes first changes every round.
+text, steps and number of threads, and each waits for its threads as it does by default unless
+OMP_WAIT_POLICY is set. Their speed is taken in the same way: wall time from the end of step WARM_UP to
+the end of the last one. Which side goes first changes every round.
 
 How busy others kept the machine is the busy time of all processors less that of our own processes.
 """
@@ -228,11 +229,10 @@ def main() -> int:
         )
         return BUSY
     threads = str(arguments.threads)
-    wait_policy = os.environ.get("OMP_WAIT_POLICY", "passive")
+    wait_policy = os.environ.get("OMP_WAIT_POLICY", "the default of each")
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": wait_policy,
         "CUDA_VISIBLE_DEVICES": "",
     }
     try:

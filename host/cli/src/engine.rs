@@ -58,10 +58,11 @@ impl Engine {
                 command.env("LD_LIBRARY_PATH", joined);
             }
         }
-        // Threads that spin while they wait starve every other process of the machine, and gain little here.
+        // Threads that spin for long while they wait starve every other process of the machine; threads that sleep at once are
+        // woken hundreds of times a step. So they spin for some tens of microseconds.
         // libgomp reads this before `main`, so the engine cannot set it itself.
-        if std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            command.env("OMP_WAIT_POLICY", "passive");
+        if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
+            command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "1000");
         }
         // By this the engine knows whom to end with. Its thread must live as long as we do: the system watches the thread.
         command.env("FWP_HOST_PROCESS", std::process::id().to_string());

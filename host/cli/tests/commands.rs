@@ -39,7 +39,7 @@ at_most = 0.3
 /// Says what it was told, then does what `ENGINE_DOES` says.
 const ENGINE: &str = r#"#!/bin/sh
 echo "$@" >> "$ENGINE_LOG"
-echo "OMP_WAIT_POLICY=$OMP_WAIT_POLICY" >> "$ENGINE_LOG"
+echo "OMP_WAIT_POLICY=$OMP_WAIT_POLICY GOMP_SPINCOUNT=$GOMP_SPINCOUNT" >> "$ENGINE_LOG"
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >> "$ENGINE_LOG"
 [ "$1" = apply ] && cp "$3" "$ENGINE_LOG.job" && cp "$(dirname "$3")"/*.fwp "$(dirname "$ENGINE_LOG")"
 if [ "$1" = train ]; then
@@ -91,6 +91,7 @@ impl Case {
             .env("HOME", self.folder.path())
             .env_remove("XDG_DATA_HOME")
             .env_remove("OMP_WAIT_POLICY")
+            .env_remove("GOMP_SPINCOUNT")
             .env_remove("FWP_ZOO");
         command
     }
@@ -209,7 +210,7 @@ fn a_new_run_has_everything_that_training_needs() {
     assert!(said == "run        out\n", "{said}");
     let log = case.log();
     assert!(log.contains("train --run out --resume never --progress none"), "{log}");
-    assert!(log.contains("OMP_WAIT_POLICY=passive"), "{log}");
+    assert!(log.contains("OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000\n"), "{log}");
     let torch = case.path("torch/lib");
     assert!(log.contains(&format!("LD_LIBRARY_PATH={}:{}", torch.display(), case.path("nvidia/cu13/lib").display())), "{log}");
 
@@ -232,7 +233,7 @@ fn the_users_own_wait_policy_stays() {
     let case = Case::new();
     let output = case.command("train --recipe mine --run-dir out").env("OMP_WAIT_POLICY", "active").output().unwrap();
     assert!(output.status.success());
-    assert!(case.log().contains("OMP_WAIT_POLICY=active"));
+    assert!(case.log().contains("OMP_WAIT_POLICY=active GOMP_SPINCOUNT=\n"));
 }
 
 #[test]

@@ -54,6 +54,14 @@ static __attribute__((unused, noinline)) void fwp_solve(int n, const real *a, re
     }
 }
 
+/* Elements at these places. */
+static inline __attribute__((unused)) vf fwp_gather(const real *p, const fwp_lane *at)
+{
+    real y[FWP_LANES] __attribute__((aligned(64)));
+    for (int l = 0; l < FWP_LANES; l++) y[l] = p[at[l]];
+    return *(const vf *)y;
+}
+
 static inline __attribute__((unused)) void fwp_foresee(const void *p, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i);

@@ -7,6 +7,7 @@ use super::graph::{Axis, Graph, Id, Leaf, What};
 use super::layout::Layouts;
 use super::nests::{Item, Nests};
 
+mod fixed;
 mod items;
 mod passes;
 mod sweeps;

@@ -234,11 +234,7 @@ impl Printer<'_> {
     pub(super) fn fresh(&mut self, n: Id, reg: usize) -> Result<Value, String> {
         let node = &self.g.nodes[n];
         match node.what {
-            What::Map(fun) if !node.operands.iter().any(|o| self.g.nodes[*o].dtype == Dtype::Int) => {
-                let operands = node.operands.clone();
-                let given = operands.iter().map(|o| self.eval(*o, reg)).collect::<Result<Vec<_>, _>>()?;
-                Ok(self.apply(fun, &operands, &given))
-            }
+            What::Map(fun) if !node.operands.iter().any(|o| self.g.nodes[*o].dtype == Dtype::Int) => self.map(n, fun, reg),
             What::Take(_) => self.take(n, reg),
             _ => self.unheld_by_lanes(n, reg),
         }

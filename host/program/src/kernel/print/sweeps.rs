@@ -194,9 +194,7 @@ impl Printer<'_> {
                     let node = &self.g.nodes[n];
                     let v = match node.what {
                         What::Map(fun) if !node.operands.iter().any(|o| self.g.nodes[*o].dtype == Dtype::Int) => {
-                            let operands = node.operands.clone();
-                            let given = operands.iter().map(|o| self.eval(*o, reg)).collect::<Result<Vec<_>, _>>()?;
-                            self.apply(fun, &operands, &given)
+                            self.map(n, fun, reg)?
                         }
                         What::Take(_) => self.take(n, reg)?,
                         _ => self.unheld_by_lanes(n, reg)?,

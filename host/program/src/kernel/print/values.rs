@@ -44,17 +44,25 @@ impl Printer<'_> {
             What::Take(_) => self.take(n, reg)?,
             What::Map(fun) => {
                 let integers = node.operands.iter().any(|o| self.g.nodes[*o].dtype == Dtype::Int);
-                if integers && has_lane && !self.sub {
-                    self.by_lanes(n, reg)?
-                } else {
-                    let operands = node.operands.clone();
-                    let given = operands.iter().map(|o| self.eval(*o, reg)).collect::<Result<Vec<_>, _>>()?;
-                    self.apply(*fun, &operands, &given)
+                match self.known(n, reg)? {
+                    Some(v) => v,
+                    None if integers && has_lane && !self.sub => self.by_lanes(n, reg)?,
+                    None => self.map(n, *fun, reg)?,
                 }
             }
             What::Fold(..) | What::Cumsum(_) | What::Solve { .. } => return Err("a folded value is not held".into()),
         };
         Ok(self.bind(n, key, v))
+    }
+
+    /// A function of its operands where we are.
+    pub(super) fn map(&mut self, n: Id, fun: Fun, reg: usize) -> Result<Value, String> {
+        if let Some(v) = self.known(n, reg)? {
+            return Ok(v);
+        }
+        let operands = self.g.nodes[n].operands.clone();
+        let given = operands.iter().map(|o| self.eval(*o, reg)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.apply(fun, &operands, &given))
     }
 
     pub(super) fn c_type(&self, n: Id, vector: bool) -> &'static str {
@@ -129,6 +137,9 @@ impl Printer<'_> {
         let place = self.array(x)?;
         let in_lanes = self.lane.filter(|l| node.axes.contains(l) && !self.sub);
         if let Some(lane) = in_lanes {
+            if let Some(v) = self.fixed_take(n, None, lane, reg)? {
+                return Ok(v);
+            }
             let from = self.g.lane(&own);
             // Straight vectors: the operand's lanes move by a constant, its other places do not depend on the lane.
             let at = |a: Axis| axes.iter().position(|b| *b == a).map(|p| node.operands[1 + p]);
@@ -150,10 +161,11 @@ impl Printer<'_> {
                     };
                 }
             }
-            // A vector that is longer than what it is taken from must not be read beyond that.
+            // A vector that is longer than what it is taken from must not be read beyond that; what the caller hands in ends there.
             let end = self.lay.padded(lane) + start as usize;
             let from_lane = from.unwrap_or(lane);
-            straight &= end <= self.lay.padded(from_lane) + self.lay.lanes;
+            let given = matches!(self.g.nodes[x].what, What::Leaf(Leaf::Argument(_)));
+            straight &= end <= self.lay.padded(from_lane) + if given { 0 } else { self.lay.lanes };
             if !straight {
                 return self.by_lanes(n, reg);
             }
