@@ -109,6 +109,8 @@ pub struct Kernel {
     pub backward_scratch: usize,
     /// Further bytes for every step of the interval.
     pub backward_scratch_a_step: usize,
+    /// Whether states are computed back: then only segments with a reset keep states in scratch.
+    pub computed_back: bool,
     /// Elements that a block stores for the backward pass at every step.
     pub saved: usize,
     /// The gradient of every argument.

@@ -67,6 +67,7 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         forward_scratch: 2 * block + dv * size,
         backward_scratch: 3 * block + 2 * dv * size,
         backward_scratch_a_step: block.max(super::buffers::second_level_cache() / 4 / interval),
+        computed_back: false,
         saved: 0,
         gradients: vec![
             Gradient::Steps { parts: blocks },

@@ -199,7 +199,8 @@ impl Driver<'_> {
         let adjoint_text = self.function("fwp_step_back", &adjoint, true);
         let (walk, a_step) = self.backward_walk(&given)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
-        let repeated = if self.low.undo.iter().any(Option::is_some) { 0 } else { again.operations };
+        let computed_back = self.low.undo.iter().any(Option::is_some);
+        let repeated = if computed_back { 0 } else { again.operations };
         let mut source = String::new();
         let _ = writeln!(source, "/* {} */", self.step.name.replace("*/", "* /"));
         let _ = writeln!(source, "#define FWP_DOUBLE {}", u8::from(target.real == Real::F64));
@@ -220,6 +221,7 @@ impl Driver<'_> {
             forward_scratch: forward_bytes,
             backward_scratch: backward_bytes,
             backward_scratch_a_step: a_step * self.lay.bytes,
+            computed_back,
             saved: self.saved_room(),
             gradients,
             operations: [forward.operations, repeated + adjoint.operations],
