@@ -376,8 +376,11 @@ fn rows_in_blocks() {
     assert!(c.kernel.blocks > 1);
     let k = step.function.arguments.iter().position(|a| a.name == "k").unwrap();
     assert_eq!(c.kernel.gradients[k], Gradient::Steps { parts: c.kernel.blocks });
-    let got = c.run(&step, &w);
-    agree("blocks", &got, &interpreted(&step, &w), 1e-10);
+    let want = interpreted(&step, &w);
+    for together in (1..=c.kernel.blocks).filter(|n| c.kernel.blocks % n == 0) {
+        let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
+        agree(&format!("{together} blocks a unit"), &got, &want, 1e-10);
+    }
     // One step's softmax over the rows makes the next step's key: no blocks.
     let step = in_step(&support::rule::<DeltaRnn>(dims(64, 128)));
     assert_eq!(fwp_program::kernel::generate(&step, SINGLE).unwrap().blocks, 1);

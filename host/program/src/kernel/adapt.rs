@@ -1,9 +1,9 @@
 //! Decisions about a lowered step: what the step forwards stores for the adjoint, which gradients are products, which axis can be split.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::form::{InStep, Per};
-use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
+use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, Node, What};
 use super::lower::Lowered;
 
 fn reachable(g: &Graph, roots: impl Iterator<Item = Id>) -> Vec<bool> {
@@ -20,65 +20,71 @@ fn reachable(g: &Graph, roots: impl Iterator<Item = Id>) -> Vec<bool> {
 /// Cuts the adjoint off from the step: vectors and scalars of the step that it reads become leaves.
 pub fn save(low: &mut Lowered) {
     let forward = reachable(&low.graph, low.kept.iter().chain(&low.next).copied());
-    let undo = undo(low);
-    let mut cut = Cut { graph: &mut low.graph, forward, done: HashMap::new(), saved: Vec::new() };
+    let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
+    let mut cut = Cut { graph: &mut low.graph, forward, large: &large, undo: &low.undo, done: HashMap::new(), saved: Vec::new() };
+    if low.undo.iter().any(Option::is_some) {
+        cut.done.extend(low.next.iter().enumerate().filter(|(i, _)| large[*i]).map(|(i, n)| (*n, cut.graph.after(i, *n))));
+    }
     for n in &mut low.state_gradients {
         *n = cut.node(*n);
     }
     for n in low.argument_gradients.iter_mut().flatten() {
         *n = cut.node(*n);
     }
-    // Undoing must not read the states that it is to give.
-    let before = cut.saved.len();
-    let undone: Vec<Option<Id>> = undo.iter().map(|n| n.map(|n| cut.node(n))).collect();
-    low.saved = cut.saved;
-    let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
-    let all = large.iter().zip(&undone).all(|(large, n)| !large || n.is_some());
-    let seen = reachable(&low.graph, undone.iter().flatten().copied());
-    let reads_itself = undone.iter().flatten().any(|n| {
-        let [_, change] = low.graph.nodes[*n].operands[..] else { return true };
-        let seen = reachable(&low.graph, std::iter::once(change));
-        (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Leaf(Leaf::State(i)) if large[i]))
-    });
-    let folds = (0..seen.len()).any(|n| seen[n] && matches!(low.graph.nodes[n].what, What::Fold(..)));
-    if all && !reads_itself && !folds {
-        low.undo = undone;
-    } else {
-        low.saved.truncate(before);
-    }
+    let before: Vec<Option<Id>> = (0..low.undo.len()).map(|i| low.undo[i].map(|_| cut.before(i))).collect();
+    // The states themselves, from one checkpoint to the next.
+    (cut.undo, cut.done) = (&[], HashMap::new());
+    let again = low.next.iter().zip(&large).map(|(n, large)| large.then(|| cut.node(*n))).collect();
+    (low.saved, low.again, low.undo) = (cut.saved, again, before);
 }
 
-/// For every state of several axes whose next value is itself plus something: itself less that.
+/// What a step adds to a state of several axes, where its next value is itself plus something in which it is not but through vectors.
 ///
 /// A state that is stored for every step of a segment is written to a cache that is several times slower than the nearest one;
 /// a state that is computed back stays there. What it loses is a rounding a step, as it does on its way forwards,
 /// and only from one checkpoint to the next. With a factor before the state, errors would grow by its inverse: those states are stored.
-fn undo(low: &mut Lowered) -> Vec<Option<Id>> {
-    let mut undone = vec![None; low.next.len()];
-    for (i, next) in low.next.clone().into_iter().enumerate() {
-        if low.states[i].iter().flatten().count() < 2 {
+pub fn change(g: &mut Graph, before: Id, after: Id) -> Option<Id> {
+    if g.axes(before) != g.axes(after) {
+        return None;
+    }
+    let mut terms = Vec::new();
+    plain_terms(g, after, false, &mut terms);
+    let at = terms.iter().position(|(n, negative)| *n == before && !negative)?;
+    terms.remove(at);
+    let mut change: Option<Id> = None;
+    for (n, negative) in terms {
+        change = Some(match change {
+            None if negative => g.map(Fun::Neg, &[n]),
+            None => n,
+            Some(so_far) => g.map(if negative { Fun::Sub } else { Fun::Add }, &[so_far, n]),
+        });
+    }
+    let change = change.filter(|n| g.axes(*n) == g.axes(after))?;
+    let mut open = vec![change];
+    let mut seen = HashSet::new();
+    while let Some(n) = open.pop() {
+        let node = &g.nodes[n];
+        if !seen.insert(n) || is_saved(node) {
             continue;
         }
-        let mut terms = Vec::new();
-        plain_terms(&low.graph, next, false, &mut terms);
-        let own = |n: Id| matches!(low.graph.nodes[n].what, What::Leaf(Leaf::State(j)) if i == j);
-        let Some(at) = terms.iter().position(|(n, negative)| own(*n) && !negative) else { continue };
-        let (state, _) = terms.remove(at);
-        let g = &mut low.graph;
-        let mut change: Option<Id> = None;
-        for (n, negative) in terms {
-            change = Some(match change {
-                None if negative => g.map(Fun::Neg, &[n]),
-                None => n,
-                Some(so_far) => g.map(if negative { Fun::Sub } else { Fun::Add }, &[so_far, n]),
-            });
-        }
-        if let Some(change) = change {
-            let axes = g.axes(state).to_vec();
-            undone[i] = Some(g.node(What::Map(Fun::Sub), vec![state, change], axes, Dtype::Float));
+        match node.what {
+            What::Leaf(Leaf::State(_)) if node.axes.len() >= 2 => return None,
+            What::Fold(..) | What::Cumsum(_) | What::Solve { .. } => return None,
+            _ => open.extend(&node.operands),
         }
     }
-    undone
+    Some(change)
+}
+
+/// Whether a value of the step is stored for the adjoint instead of computed again.
+fn is_saved(node: &Node) -> bool {
+    let computed = match node.what {
+        What::Map(_) | What::Fold(..) | What::Cumsum(_) | What::Solve { .. } => true,
+        // Small states lie with the other vectors.
+        What::Leaf(Leaf::State(_)) => true,
+        _ => false,
+    };
+    computed && node.dtype == Dtype::Float && node.axes.len() <= 1
 }
 
 /// The terms of a sum, with whether they are taken away.
@@ -98,6 +104,10 @@ fn plain_terms(g: &Graph, n: Id, negative: bool, out: &mut Vec<(Id, bool)>) {
 struct Cut<'a> {
     graph: &'a mut Graph,
     forward: Vec<bool>,
+    /// Which states have several axes.
+    large: &'a [bool],
+    /// What is added to them, where they are to be computed back.
+    undo: &'a [Option<Id>],
     done: HashMap<Id, Id>,
     saved: Vec<(Id, Id)>,
 }
@@ -108,17 +118,38 @@ impl Cut<'_> {
             return *done;
         }
         let node = self.graph.nodes[n].clone();
-        let computed = matches!(node.what, What::Map(_) | What::Fold(..) | What::Cumsum(_) | What::Solve { .. });
-        let result = if computed && self.forward.get(n) == Some(&true) && node.dtype == Dtype::Float && node.axes.len() <= 1 {
-            let leaf = self.graph.leaf(Leaf::Saved(self.saved.len()), &node.axes, Dtype::Float);
-            self.saved.push((leaf, n));
-            leaf
+        let own = self.forward.get(n) == Some(&true) || matches!(node.what, What::Leaf(_));
+        let result = if own && is_saved(&node) {
+            self.saved(n, &node.axes)
+        } else if let What::Leaf(Leaf::State(i)) = node.what
+            && self.large[i]
+            && self.undo.get(i).is_some_and(Option::is_some)
+        {
+            self.before(i)
         } else {
             let operands: Vec<Id> = node.operands.iter().map(|o| self.node(*o)).collect();
             if operands == node.operands { n } else { self.graph.node(node.what, operands, node.axes, node.dtype) }
         };
         self.done.insert(n, result);
         result
+    }
+
+    /// The leaf for a value of the step that is stored.
+    fn saved(&mut self, n: Id, axes: &[Axis]) -> Id {
+        if let Some((leaf, _)) = self.saved.iter().find(|s| s.1 == n) {
+            return *leaf;
+        }
+        let leaf = self.graph.leaf(Leaf::Saved(self.saved.len()), axes, Dtype::Float);
+        self.saved.push((leaf, n));
+        leaf
+    }
+
+    /// A state before the step, from the one after it.
+    fn before(&mut self, i: usize) -> Id {
+        let Some(change) = self.undo[i] else { return self.graph.number(0.0) };
+        let after = self.graph.after(i, change);
+        let change = self.node(change);
+        self.graph.map(Fun::Sub, &[after, change])
     }
 }
 

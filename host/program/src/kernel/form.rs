@@ -76,35 +76,44 @@ pub struct Target {
 ///     const int64_t *index;            /* [steps, sequences]; null: the step's number */
 ///     real *const *kept;               /* [steps, sequences, value] */
 ///     real *const *end;                /* states after the last step, [sequences, state] */
-///     real *const *checkpoint;         /* [ceil(steps / interval), sequences, state], states before steps 0, interval, ...; null: none are kept */
+///     real *const *checkpoint;         /* [ceil(steps / interval) + 1, sequences, state], states before steps 0, interval, ..., and after the last; null: none are kept */
 ///     /* backward only */
 ///     const real *const *kept_gradient;     /* as kept; an entry is null where nothing depends on it */
 ///     const real *const *end_gradient;      /* as end; an entry may be null */
 ///     real *const *in_gradient;        /* see Gradient; an entry is null where it is not wanted */
 ///     real *const *start_gradient;     /* [sequences, state] */
 ///     real *const *fresh_gradient;     /* [sequences, state]; null without resets */
+///     /* both */
+///     real *saved;                     /* [sequences, blocks, steps, Kernel::saved], aligned to 64 bytes; written forward, read backward; null forward: nothing is kept */
+///     int64_t together;                /* blocks of one unit, a divisor of all blocks of a sequence */
 /// };
 /// void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch);
 /// void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch);
 /// ```
 ///
-/// A *unit* is one block of rows of one sequence: unit = sequence * blocks + block. Units share nothing and may run at the same time.
+/// A *unit* is `together` blocks of rows of one sequence: unit = sequence * (blocks / together) + part. Units share nothing and may run at the same time.
+/// The blocks of a unit take turns, `interval` steps each, so that what they all read is still close by.
 /// While a unit runs, results below the smallest normal number are zero; the mode of the calling thread is then as before.
 /// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
-/// Backward walks segments of `interval` steps from the last to the first, computes a segment's states again from its checkpoint, and keeps them in `scratch`.
+/// Backward walks segments of `interval` steps from the last to the first.
+/// States are computed back from those after the segment, or again from its checkpoint and kept in `scratch`; vectors that the adjoint reads are in `saved`.
 /// All entries of `in_gradient` that are not null are written in full.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     /// The text.
     pub source: String,
-    /// Units of one sequence.
+    /// Blocks of rows of one sequence.
     pub blocks: usize,
-    /// Bytes of scratch of the forward pass.
+    /// Bytes of scratch of the forward pass, for every block of a unit.
     pub forward_scratch: usize,
-    /// Bytes of scratch of the backward pass that do not depend on the interval.
+    /// Bytes of scratch of the backward pass, for every block of a unit.
     pub backward_scratch: usize,
     /// Further bytes for every step of the interval.
     pub backward_scratch_a_step: usize,
+    /// Whether states are computed back: then only segments with a reset keep states in scratch.
+    pub computed_back: bool,
+    /// Elements that a block stores for the backward pass at every step.
+    pub saved: usize,
     /// The gradient of every argument.
     pub gradients: Vec<Gradient>,
     /// Floating point operations of one step of one sequence, forward and backward, for the choice of executor.
@@ -118,7 +127,7 @@ pub struct Kernel {
 pub enum Gradient {
     /// None: integers, masks, or nothing depends on it.
     None,
-    /// `[parts, steps, sequences, value]`, to be summed over the parts; `parts` is 1 or the number of blocks. For [`Per::Step`].
+    /// `[parts, steps, sequences, value]`, to be summed over the parts; `parts` is 1 or the number of blocks, fewer where blocks are `together`. For [`Per::Step`].
     Steps {
         /// Partial sums.
         parts: usize,

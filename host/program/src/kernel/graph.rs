@@ -118,6 +118,8 @@ pub enum Leaf {
     Argument(usize),
     /// State before the step.
     State(usize),
+    /// State after the step, from which the one before it is computed back.
+    After(usize),
     /// Index of the step.
     Index,
     /// Gradient of a kept value.
@@ -186,6 +188,12 @@ impl Graph {
 
     pub fn leaf(&mut self, leaf: Leaf, axes: &[Axis], dtype: Dtype) -> Id {
         self.node(What::Leaf(leaf), vec![], union(axes, &[]), dtype)
+    }
+
+    /// State number i after the step as a leaf, with the axes of another value.
+    pub fn after(&mut self, i: usize, like: Id) -> Id {
+        let axes = self.axes(like).to_vec();
+        self.leaf(Leaf::After(i), &axes, Dtype::Float)
     }
 
     pub fn number(&mut self, value: f64) -> Id {

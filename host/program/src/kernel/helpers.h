@@ -90,4 +90,6 @@ struct fwp_scan {
     real *const *in_gradient;
     real *const *start_gradient;
     real *const *fresh_gradient;
+    real *saved;
+    int64_t together;
 };

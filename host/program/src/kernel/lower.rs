@@ -2,6 +2,7 @@
 
 use fwp_sdk::program::{DType, Function, NodeId, Op, Type};
 
+use super::adapt;
 use super::axes::{self, Axes};
 use super::form::InStep;
 use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
@@ -31,8 +32,11 @@ pub struct Lowered {
     pub factors: Vec<(usize, Id, Id, [Axis; 2])>,
     /// Values that the adjoint reads as leaves and that the step computes: leaf and value.
     pub saved: Vec<(Id, Id)>,
-    /// States before the step from those after it, where that is a subtraction; `adapt::undo` says of which.
+    /// What a step adds to every state of several axes, if that is all it does to any of them: then the adjoint reads the states after the step.
+    /// Empty otherwise. `adapt::save` makes it the states before the step.
     pub undo: Vec<Option<Id>>,
+    /// States of several axes after the step, from those before it and saved values.
+    pub again: Vec<Option<Id>>,
 }
 
 struct Lowering<'a> {
@@ -86,8 +90,23 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
     // Nodes of the step itself come first and keep the form in which they are written.
     let forward = crate::graph::ancestors(&f, f.outputs[..results].iter().map(|o| o.node));
     l.done = vec![usize::MAX; f.nodes.len()];
+    // Where a state's next value or gradient could not have the state's axes, it changes them.
+    let state_axes: Vec<Vec<Option<Axis>>> = (0..step.states.len())
+        .map(|i| match node_of(Op::State { index: i as u32 }) {
+            Some(n) => axes.of[n as usize].clone(),
+            None => axes.of[f.outputs[step.kept + i].node as usize].clone(),
+        })
+        .collect();
+    let (mut kept, mut next, mut undo) = (Vec::new(), Vec::new(), Vec::new());
     for pass in [true, false] {
         l.graph.distribute = !pass;
+        if !pass {
+            kept = (0..step.kept).map(|i| l.done[f.outputs[i].node as usize]).collect();
+            next = (0..step.states.len()).map(|i| l.aligned(f.outputs[step.kept + i].node, &state_axes[i])).collect();
+            let states: Vec<(Option<NodeId>, NodeId)> =
+                (0..step.states.len()).map(|i| (node_of(Op::State { index: i as u32 }), f.outputs[step.kept + i].node)).collect();
+            undo = l.undo(&states);
+        }
         for (i, own) in forward.iter().enumerate() {
             if *own == pass {
                 l.done[i] = l.node(i).map_err(|why| format!("`{}`: {why}", f.nodes[i].op.name()))?;
@@ -105,19 +124,11 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
     let arguments: Vec<Vec<Option<Axis>>> = (0..n_arguments)
         .map(|i| given(Op::Argument { index: i as u32 }, sizes(&step.function.arguments[i].ty), &mut graph))
         .collect();
-    // Where a state's next value or gradient could not have the state's axes, it changes them.
-    let state_axes: Vec<Vec<Option<Axis>>> = (0..step.states.len())
-        .map(|i| match node_of(Op::State { index: i as u32 }) {
-            Some(n) => axes.of[n as usize].clone(),
-            None => axes.of[f.outputs[step.kept + i].node as usize].clone(),
-        })
-        .collect();
     l.graph = graph;
     let mut argument_gradients = vec![None; n_arguments];
     for (k, i) in floats.iter().enumerate() {
         argument_gradients[*i] = Some(l.aligned(f.outputs[results + k].node, &arguments[*i]));
     }
-    let next = (0..step.states.len()).map(|i| l.aligned(f.outputs[step.kept + i].node, &state_axes[i])).collect();
     let state_gradients =
         (0..step.states.len()).map(|i| l.aligned(f.outputs[results + floats.len() + i].node, &state_axes[i])).collect();
     Ok(Lowered {
@@ -125,13 +136,14 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
         states: state_axes,
         kept_axes: (0..step.kept).map(|i| axes.of[f.outputs[i].node as usize].clone()).collect(),
         kept_shapes: (0..step.kept).map(|i| sizes(&types[f.outputs[i].node as usize]).to_vec()).collect(),
-        kept: (0..step.kept).map(|i| l.done[f.outputs[i].node as usize]).collect(),
+        kept,
         next,
         argument_gradients,
         state_gradients,
         factors: Vec::new(),
         saved: Vec::new(),
-        undo: vec![None; step.states.len()],
+        undo,
+        again: Vec::new(),
         graph: l.graph,
     })
 }
@@ -201,6 +213,36 @@ fn order(f: &Function, types: &[Type], axes: &Axes, results: usize) -> Vec<Axis>
 }
 
 impl Lowering<'_> {
+    /// What the step adds to every state of several axes (see [`Lowered::undo`]); `states` are the nodes before and after the step.
+    /// From here on such states are what they are after the step, and less that before it.
+    fn undo(&mut self, states: &[(Option<NodeId>, NodeId)]) -> Vec<Option<Id>> {
+        let wide = |n: NodeId, axes: &Axes| axes.of[n as usize].iter().flatten().count() >= 2;
+        let mut changes = vec![None; states.len()];
+        for (i, (before, after)) in states.iter().enumerate() {
+            let Some(before) = before.filter(|n| wide(*n, self.axes)) else {
+                if wide(*after, self.axes) {
+                    return Vec::new();
+                }
+                continue;
+            };
+            if self.axes.of[before as usize] != self.axes.of[*after as usize] {
+                return Vec::new();
+            }
+            let (before, after) = (self.done[before as usize], self.done[*after as usize]);
+            let Some(change) = adapt::change(&mut self.graph, before, after) else { return Vec::new() };
+            changes[i] = Some(change);
+        }
+        for (i, change) in changes.iter().enumerate() {
+            if let (Some(change), (Some(before), after)) = (change, states[i]) {
+                let axes = self.graph.axes(self.done[before as usize]).to_vec();
+                let leaf = self.graph.leaf(Leaf::After(i), &axes, Dtype::Float);
+                self.done[before as usize] = self.graph.map(Fun::Sub, &[leaf, *change]);
+                self.done[after as usize] = leaf;
+            }
+        }
+        changes
+    }
+
     fn shape(&self, n: NodeId) -> &[usize] {
         sizes(&self.types[n as usize])
     }

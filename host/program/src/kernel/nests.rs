@@ -15,6 +15,8 @@ use super::graph::{Axis, Dtype, Graph, Id, Leaf, What};
 pub enum Dest {
     /// A state after the step.
     State(usize),
+    /// A state before the step, computed back.
+    Before(usize),
     /// A kept value.
     Kept(usize),
     /// Stored for the step backwards.
@@ -277,6 +279,7 @@ impl Arranger<'_> {
         }
         match self.outputs[output].dest {
             Dest::State(i) => Some(Leaf::State(i)),
+            Dest::Before(i) => Some(Leaf::After(i)),
             Dest::StateGradient(i) => Some(Leaf::StateGradient(i)),
             _ => None,
         }

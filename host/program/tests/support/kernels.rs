@@ -23,6 +23,8 @@ pub struct Walk {
     pub steps: usize,
     pub sequences: usize,
     pub interval: usize,
+    /// Blocks of one unit.
+    pub together: usize,
     /// By argument, `[steps, sequences, value]` as far as it changes with them.
     pub inputs: Vec<Data>,
     pub start: Vec<Vec<f64>>,
@@ -109,8 +111,8 @@ fn strides(per: Per, n: usize, sequences: usize) -> (usize, usize) {
 fn gradient_size(g: &Gradient, n: usize, w: &Walk) -> usize {
     match g {
         Gradient::None => 0,
-        Gradient::Steps { parts } => parts * w.steps * w.sequences * n,
-        Gradient::Sequences { parts } => parts * w.sequences * n,
+        Gradient::Steps { parts } => parts.div_ceil(w.together) * w.steps * w.sequences * n,
+        Gradient::Sequences { parts } => parts.div_ceil(w.together) * w.sequences * n,
         Gradient::Product { left, right } => w.steps * w.sequences * (left + right),
     }
 }
@@ -146,6 +148,7 @@ pub fn draw(step: &InStep, steps: usize, sequences: usize, seed: u64, scale: f64
     Walk {
         steps,
         sequences,
+        together: 1,
         interval: ((steps as f64).sqrt().ceil() as usize).max(1),
         inputs,
         start,
@@ -377,8 +380,11 @@ impl Compiled {
         for v in [w.steps, w.sequences, w.interval, w.inputs.len(), step.states.len(), step.kept, self.kernel.blocks] {
             int(&mut bytes, v);
         }
-        int(&mut bytes, self.kernel.forward_scratch);
-        int(&mut bytes, self.kernel.backward_scratch + self.kernel.backward_scratch_a_step * w.interval);
+        let k = &self.kernel;
+        int(&mut bytes, w.together);
+        int(&mut bytes, k.saved * k.blocks * w.steps * w.sequences);
+        int(&mut bytes, k.forward_scratch * w.together);
+        int(&mut bytes, k.backward_scratch * w.together + k.backward_scratch_a_step * w.interval);
         let mut sizes_of = Vec::new();
         for (i, d) in w.inputs.iter().enumerate() {
             let n: usize = sizes(&step.function.arguments[i].ty).iter().product();
@@ -545,12 +551,13 @@ pub fn count(f: &Function, op: &Op) -> usize {
 pub fn bench(cc: &str, step: &InStep, target: Target, steps: usize, sequences: usize, interval: usize) -> String {
     let c = compile_with(cc, step, target, include_str!("bench.c"));
     let k = &c.kernel;
-    let w = Walk { steps, sequences, interval, ..draw(step, 1, 1, 1, 1.0, 4) };
+    let w = Walk { steps, sequences, interval, together: k.blocks, ..draw(step, 1, 1, 1, 1.0, 4) };
     let mut args: Vec<usize> = vec![
         steps,
         sequences,
         interval,
         k.blocks,
+        k.saved,
         k.forward_scratch,
         k.backward_scratch,
         k.backward_scratch_a_step,

@@ -35,6 +35,7 @@ int main(void)
 {
     const int64_t steps = take_int(), sequences = take_int(), interval = take_int();
     const int64_t n_in = take_int(), n_states = take_int(), n_kept = take_int(), blocks = take_int();
+    const int64_t together = take_int(), saved = take_int();
     const int64_t forward = take_int(), backward = take_int();
     const void *in[64];
     int64_t in_step[64], in_sequence[64], in_n[64];
@@ -60,7 +61,7 @@ int main(void)
         end[i] = room(n * sizeof(real));
         start_gradient[i] = room(n * sizeof(real));
         fresh_gradient[i] = room(n * sizeof(real));
-        checkpoint[i] = room((steps + interval - 1) / interval * n * sizeof(real));
+        checkpoint[i] = room(((steps + interval - 1) / interval + 1) * n * sizeof(real));
     }
     const real *kept_gradient[64];
     real *kept[64];
@@ -74,6 +75,7 @@ int main(void)
     s.steps = steps, s.sequences = sequences, s.interval = interval;
     s.in = in, s.in_step = in_step, s.in_sequence = in_sequence;
     s.start = start;
+    s.together = together, s.saved = room(saved * sizeof(real));
     int64_t n = take_int();
     const uint8_t *reset = take(n, 1);
     if (n) s.reset = reset, s.fresh = fresh, s.fresh_gradient = fresh_gradient;
@@ -85,14 +87,14 @@ int main(void)
     const int64_t *index = take(n, 8);
     if (n) s.index = index;
     s.kept = kept, s.end = end, s.checkpoint = checkpoint;
-    for (int64_t u = 0; u < sequences * blocks; u++) {
+    for (int64_t u = 0; u < sequences * blocks / together; u++) {
         void *scratch = room(forward);
         fwp_forward(&s, u, scratch);
         free(scratch);
     }
     s.kept_gradient = kept_gradient, s.end_gradient = end_gradient, s.in_gradient = in_gradient;
     s.start_gradient = start_gradient;
-    for (int64_t u = 0; u < sequences * blocks; u++) {
+    for (int64_t u = 0; u < sequences * blocks / together; u++) {
         void *scratch = room(backward);
         fwp_backward(&s, u, scratch);
         free(scratch);

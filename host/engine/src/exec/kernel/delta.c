@@ -12,6 +12,8 @@ struct fwp_scan {
     real *const *kept, *const *end, *const *checkpoint;
     const real *const *kept_gradient, *const *end_gradient;
     real *const *in_gradient, *const *start_gradient, *const *fresh_gradient;
+    real *saved;
+    int64_t together;
 };
 #define ROWS (DV / BLOCKS)
 enum { Q, K, V, BETA };
@@ -30,9 +32,8 @@ static void step(const struct at *x, int r0, const real *w, real *out, real *e) 
         for (int j = 0; j < DK; j++) out[r * DK + j] = w[r * DK + j] + *x->beta * e[r] * x->k[j];
     }
 }
-void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch) {
-    int64_t n = unit / BLOCKS;
-    int r0 = (int)(unit % BLOCKS) * ROWS;
+static void forward(const struct fwp_scan *s, int64_t n, int64_t block, void *scratch) {
+    int r0 = (int)block * ROWS;
     real *w = scratch, *next = w + ROWS * DK, *e = next + ROWS * DK;
     memcpy(w, s->start[0] + n * DV * DK + r0 * DK, sizeof(real) * ROWS * DK);
     for (int64_t t = 0; t < s->steps; t++) {
@@ -51,9 +52,9 @@ void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch) {
     }
     memcpy(s->end[0] + n * DV * DK + r0 * DK, w, sizeof(real) * ROWS * DK);
 }
-void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
-    int64_t n = unit / BLOCKS, N = s->sequences, T = s->steps;
-    int64_t block = unit % BLOCKS;
+static void backward(const struct fwp_scan *s, int64_t n, int64_t block, void *scratch) {
+    int64_t N = s->sequences, T = s->steps, part = block / s->together;
+    int adds = block % s->together != 0;
     int r0 = (int)block * ROWS;
     const size_t size = sizeof(real) * ROWS * DK;
     /* g: gradient of the state after the step; h: of the step's new state; e; de; then the states before every step */
@@ -80,10 +81,10 @@ void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
             step(&x, r0, w, next, e);
             int written = !s->write || s->write[t * N + n];
             const real *gy = s->kept_gradient[0] ? s->kept_gradient[0] + (t * N + n) * DV + r0 : 0;
-            real *gq = s->in_gradient[Q] ? s->in_gradient[Q] + ((block * T + t) * N + n) * DK : 0;
-            real *gk = s->in_gradient[K] ? s->in_gradient[K] + ((block * T + t) * N + n) * DK : 0;
+            real *gq = s->in_gradient[Q] ? s->in_gradient[Q] + ((part * T + t) * N + n) * DK : 0;
+            real *gk = s->in_gradient[K] ? s->in_gradient[K] + ((part * T + t) * N + n) * DK : 0;
             real *gv = s->in_gradient[V] ? s->in_gradient[V] + (t * N + n) * DV + r0 : 0;
-            real *gb = s->in_gradient[BETA] ? s->in_gradient[BETA] + (block * T + t) * N + n : 0;
+            real *gb = s->in_gradient[BETA] ? s->in_gradient[BETA] + (part * T + t) * N + n : 0;
             real beta = 0;
             for (int j = 0; j < DK; j++) {
                 real sum = 0;
@@ -91,7 +92,7 @@ void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
                     h[r * DK + j] = (written ? g[r * DK + j] : 0) + (gy ? gy[r] * x.q[j] : 0);
                     if (gy) sum += gy[r] * next[r * DK + j];
                 }
-                if (gq) gq[j] = sum;
+                if (gq) gq[j] = (adds ? gq[j] : 0) + sum;
             }
             real *de = e + ROWS;
             for (int r = 0; r < ROWS; r++) {
@@ -101,11 +102,11 @@ void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
                 de[r] = *x.beta * hk;
                 if (gv) gv[r] = de[r];
             }
-            if (gb) *gb = beta;
+            if (gb) *gb = (adds ? *gb : 0) + beta;
             for (int j = 0; gk && j < DK; j++) {
                 real sum = 0;
                 for (int r = 0; r < ROWS; r++) sum += *x.beta * e[r] * h[r * DK + j] - de[r] * w[r * DK + j];
-                gk[j] = sum;
+                gk[j] = (adds ? gk[j] : 0) + sum;
             }
             for (int i = 0; i < ROWS * DK; i++) {
                 real own = h[i] - de[i / DK] * x.k[i % DK];
@@ -118,4 +119,10 @@ void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
         }
     }
     memcpy(s->start_gradient[0] + n * DV * DK + r0 * DK, g, size);
+}
+void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch) {
+    for (int64_t b = unit * s->together; b < (unit + 1) * s->together; b++) forward(s, b / BLOCKS, b % BLOCKS, scratch);
+}
+void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
+    for (int64_t b = unit * s->together; b < (unit + 1) * s->together; b++) backward(s, b / BLOCKS, b % BLOCKS, scratch);
 }

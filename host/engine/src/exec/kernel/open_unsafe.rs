@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
+use fwp_program::kernel::Kernel;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
@@ -45,6 +46,8 @@ struct Scan {
     in_gradient: *const *mut c_void,
     start_gradient: *const *mut c_void,
     fresh_gradient: *const *mut c_void,
+    saved: *mut c_void,
+    together: i64,
 }
 
 /// Opens a compiled kernel, once for each file of this process's life.
@@ -157,8 +160,19 @@ pub(super) struct Buffers {
     pub end: Vec<Tensor>,
     /// Checkpoints; empty when none are kept.
     pub checkpoint: Vec<Tensor>,
+    /// What the forward pass stores for the backward pass; none where there is no backward pass.
+    pub saved: Option<Tensor>,
+    /// Blocks of one unit.
+    pub together: i64,
     /// Gradients; the forward pass has none.
     pub gradients: Option<Gradients>,
+}
+
+impl Buffers {
+    /// Number of checkpoints: one in front of every segment, and one after the last.
+    pub fn checkpoints(&self) -> i64 {
+        self.steps / self.interval + i64::from(self.steps % self.interval != 0) + 1
+    }
 }
 
 /// The gradients of a backward pass.
@@ -180,7 +194,7 @@ pub(super) struct Call {
     buffers: Buffers,
     opened: &'static Opened,
     /// Units of one sequence.
-    blocks: i64,
+    parts: i64,
     /// Bytes of scratch.
     scratch: usize,
 }
@@ -190,9 +204,11 @@ impl Call {
     ///
     /// # Errors
     /// A buffer that does not fit: a fault of the host.
-    pub fn new(opened: &'static Opened, buffers: Buffers, real: Kind, blocks: usize, scratch: usize) -> Result<Call> {
+    pub fn new(opened: &'static Opened, buffers: Buffers, real: Kind, kernel: &Kernel) -> Result<Call> {
         let b = &buffers;
-        ensure!(b.steps > 0 && b.sequences > 0 && b.interval > 0 && blocks > 0, "internal: a kernel without work");
+        let blocks = kernel.blocks as i64;
+        let parted = b.together > 0 && blocks > 0 && blocks % b.together == 0;
+        ensure!(b.steps > 0 && b.sequences > 0 && b.interval > 0 && parted, "internal: a kernel without work");
         let whole = |what: &str, t: &Tensor, kind: Kind, elements: i64| -> Result<()> {
             let fits = t.device() == Device::Cpu && t.kind() == kind && t.is_contiguous() && t.numel() as i64 == elements;
             ensure!(fits, "internal: {what} of a kernel is {:?} {:?}; expected {elements} elements {kind:?}", t.size(), t.kind());
@@ -222,8 +238,10 @@ impl Call {
             mask.iter().try_for_each(|m| whole("a mask or index", m, kind, grid))?;
         }
         if !b.checkpoint.is_empty() {
-            let count = b.steps / b.interval + i64::from(b.steps % b.interval != 0);
-            all("checkpoint", &b.checkpoint, &b.states, count * b.sequences)?;
+            all("checkpoint", &b.checkpoint, &b.states, b.checkpoints() * b.sequences)?;
+        }
+        if let Some(t) = &b.saved {
+            whole("what is saved", t, real, grid * blocks * kernel.saved as i64)?;
         }
         match &b.gradients {
             None => {
@@ -231,7 +249,8 @@ impl Call {
                 all("end", &b.end, &b.states, b.sequences)?;
             }
             Some(g) => {
-                ensure!(!b.checkpoint.is_empty() || b.states.is_empty(), "internal: a backward pass without checkpoints");
+                let all_there = b.saved.is_some() && (!b.checkpoint.is_empty() || b.states.is_empty());
+                ensure!(all_there, "internal: a backward pass without what the forward pass keeps for it");
                 let some = |what: &str, list: &[Option<Tensor>], elements: &[i64], times: i64| -> Result<()> {
                     ensure!(list.len() == elements.len(), "internal: {} of {} {what} gradients", list.len(), elements.len());
                     let mut each = list.iter().zip(elements);
@@ -247,12 +266,20 @@ impl Call {
                 }
             }
         }
-        Ok(Call { buffers, opened, blocks: blocks as i64, scratch })
+        let together = b.together as usize;
+        let scratch = match &b.gradients {
+            None => kernel.forward_scratch.saturating_mul(together),
+            Some(_) => {
+                let slots = kernel.backward_scratch_a_step.saturating_mul(b.interval as usize);
+                kernel.backward_scratch.saturating_mul(together).saturating_add(slots)
+            }
+        };
+        Ok(Call { parts: blocks / b.together, buffers, opened, scratch })
     }
 
     /// Number of units.
     pub fn units(&self) -> usize {
-        (self.buffers.sequences * self.blocks) as usize
+        (self.buffers.sequences * self.parts) as usize
     }
 
     /// The buffers, when all units have run.
@@ -311,6 +338,8 @@ impl Call {
             in_gradient: in_gradient.as_ptr(),
             start_gradient: start_gradient.as_ptr(),
             fresh_gradient: or_null(&fresh_gradient),
+            saved: b.saved.as_ref().map_or(std::ptr::null_mut(), pointer),
+            together: b.together,
         };
         let shared = Shared(&scan);
         let entry = if g.is_some() { self.opened.backward } else { self.opened.forward };

@@ -10,7 +10,7 @@ use fwp_program::kernel::{Gradient, Per, Real};
 use fwp_sdk::program::{DType, TensorType};
 use tch::{Kind, Tensor};
 
-use super::buffers::{empty, second_level_cache};
+use super::buffers::{empty, processors, second_level_cache};
 use super::build::{Built, built};
 use super::lower::{Lowered, Origin};
 use super::open_unsafe::{Buffers, Call, Gradients, Input, dense};
@@ -175,11 +175,11 @@ impl Walk {
     fn apply(self, built: &Arc<Built>, precision: Precision, tensors: Tensors) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
         let list: Vec<&Tensor> = tensors.inputs.iter().chain(&tensors.start).chain(&tensors.fresh).collect();
         let wanted = shim::grad_enabled() && list.iter().any(|t| t.requires_grad());
-        let (kept, end, checkpoint) = tch::no_grad(|| self.forward(built, precision, &tensors, wanted))?;
+        let (kept, end, stored) = tch::no_grad(|| self.forward(built, precision, &tensors, wanted))?;
         if !wanted {
             return Ok((kept, end));
         }
-        let saved: Vec<&Tensor> = list.iter().copied().chain(tensors.flags.iter().flatten()).chain(&checkpoint).collect();
+        let saved: Vec<&Tensor> = list.iter().copied().chain(tensors.flags.iter().flatten()).chain(&stored).collect();
         let kernel = built.clone();
         let count = kept.len();
         let outputs = kept.into_iter().chain(end).collect();
@@ -189,13 +189,22 @@ impl Walk {
     }
 
     /// Steps between two checkpoints: as many as have their scratch in a quarter of the second-level cache, at least a quarter of the root of all.
+    /// States that are computed back leave that scratch alone but for resets, and may have all of the cache.
     fn interval(self, built: &Built) -> i64 {
-        let fits = second_level_cache() / 4 / built.kernel.backward_scratch_a_step.max(1);
+        let share = if built.kernel.computed_back { 1 } else { 4 };
+        let fits = second_level_cache() / share / built.kernel.backward_scratch_a_step.max(1);
         let least = ((self.steps as f64).sqrt() / 4.0).ceil() as i64;
         i64::try_from(fits).unwrap_or(i64::MAX).max(least).clamp(1, self.steps)
     }
 
-    fn buffers(self, built: &Built, precision: Precision, tensors: Tensors, checkpoint: Vec<Tensor>) -> Buffers {
+    /// Blocks of one unit: as many as leave two units for every processor. Units of one sequence have partial sums of some gradients each.
+    fn together(self, built: &Built) -> i64 {
+        let blocks = built.kernel.blocks as i64;
+        let wanted = 2 * processors() as i64;
+        (1..=blocks).rev().find(|n| blocks % n == 0 && self.samples * (blocks / n) >= wanted).unwrap_or(1)
+    }
+
+    fn buffers(self, built: &Built, precision: Precision, tensors: Tensors) -> Buffers {
         let elements = |ty: &TensorType| ty.elements() as i64;
         let inputs = tensors.inputs.into_iter().zip(&built.lowered.arguments).zip(&built.per).map(|((tensor, ty), per)| Input {
             tensor,
@@ -217,7 +226,7 @@ impl Walk {
             reset,
             write,
             index,
-            checkpoint,
+            together: self.together(built),
             ..Buffers::default()
         }
     }
@@ -227,37 +236,46 @@ impl Walk {
         states.map(|s| empty(&shaped(lead, &s.state.shape), kind)).collect()
     }
 
-    /// Kept values, last states and checkpoints.
+    /// Kept values, last states, and what is stored for a backward pass: checkpoints, then saved values.
     fn forward(
         self,
         built: &Built,
         precision: Precision,
         tensors: &Tensors,
-        checkpoints: bool,
+        gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Tensor>, Vec<Tensor>)> {
         let kind = precision.kind;
         let copies = |l: &[Tensor]| -> Vec<Tensor> { l.iter().map(Tensor::detach).collect() };
-        let count = self.steps / self.interval(built) + i64::from(self.steps % self.interval(built) != 0);
-        let checkpoint = if checkpoints { self.states(built, kind, &[count, self.samples])? } else { Vec::new() };
         let tensors = Tensors {
             inputs: copies(&tensors.inputs),
             start: copies(&tensors.start),
             fresh: copies(&tensors.fresh),
             flags: [0, 1, 2].map(|i| tensors.flags[i].as_ref().map(Tensor::shallow_clone)),
         };
-        let mut buffers = self.buffers(built, precision, tensors, checkpoint);
+        let mut buffers = self.buffers(built, precision, tensors);
+        if gradients {
+            let k = &built.kernel;
+            buffers.checkpoint = self.states(built, kind, &[buffers.checkpoints(), self.samples])?;
+            buffers.saved = Some(empty(&[self.samples, k.blocks as i64, self.steps, k.saved as i64], kind)?);
+        }
         let grid = [self.steps, self.samples];
         buffers.kept = built.lowered.kept.iter().map(|t| empty(&shaped(&grid, &t.shape), kind)).collect::<Result<_>>()?;
         buffers.end = self.states(built, kind, &[self.samples])?;
-        let call = Call::new(built.opened, buffers, kind, built.kernel.blocks, built.kernel.forward_scratch)?;
+        let call = Call::new(built.opened, buffers, kind, &built.kernel)?;
         call.run(self.grain(built, 0))?;
         let done = call.finish();
-        Ok((done.kept, done.end, done.checkpoint))
+        Ok((done.kept, done.end, done.checkpoint.into_iter().chain(done.saved).collect()))
+    }
+
+    /// Partial sums of a gradient of which every block would have so many.
+    fn parts(self, built: &Built, blocks: usize) -> i64 {
+        if blocks == 1 { 1 } else { blocks as i64 / self.together(built) }
     }
 
     /// Units that one piece has at least.
     fn grain(self, built: &Built, pass: usize) -> usize {
-        let one = built.kernel.operations[pass].saturating_mul(self.steps as usize) / built.kernel.blocks.max(1);
+        let one = built.kernel.operations[pass].saturating_mul(self.steps as usize) / built.kernel.blocks.max(1)
+            * self.together(built) as usize;
         GRAIN.div_ceil(one.max(1))
     }
 
@@ -273,7 +291,7 @@ impl Walk {
         let inputs = take(built.lowered.arguments.len());
         let (start, fresh) = (take(states), take(fresh));
         let flags = [self.resets, self.masked, self.indexed].map(|has| take(usize::from(has)).pop());
-        let checkpoint = take(states);
+        let (checkpoint, values) = (take(states), take(1).pop());
         let whole = |g: &Option<Tensor>| g.as_ref().map(|g| Ok::<_, anyhow::Error>(g.f_contiguous()?)).transpose();
         let mut grads = given.grads.iter().map(whole).collect::<Result<Vec<_>>>()?;
         let end = grads.split_off(built.lowered.kept.len());
@@ -284,15 +302,16 @@ impl Walk {
             let shape = match gradient {
                 _ if !given.needed[i] => None,
                 Gradient::None => None,
-                Gradient::Steps { parts } => Some(vec![*parts as i64, steps, n, elements]),
-                Gradient::Sequences { parts } => Some(vec![*parts as i64, n, elements]),
+                Gradient::Steps { parts } => Some(vec![self.parts(built, *parts), steps, n, elements]),
+                Gradient::Sequences { parts } => Some(vec![self.parts(built, *parts), n, elements]),
                 Gradient::Product { left, right } => Some(vec![steps * n * (*left + *right) as i64]),
             };
             partial.push(shape.map(|s| Ok::<_, anyhow::Error>((empty(&s, kind)?, s.iter().product()))).transpose()?);
         }
         let tensors = Tensors { inputs, start, fresh, flags };
         let resets = self.resets;
-        let mut buffers = self.buffers(built, precision, tensors, checkpoint);
+        let mut buffers = self.buffers(built, precision, tensors);
+        (buffers.checkpoint, buffers.saved) = (checkpoint, values);
         buffers.gradients = Some(Gradients {
             kept: grads,
             end,
@@ -300,9 +319,7 @@ impl Walk {
             start: self.states(built, kind, &[self.samples])?,
             fresh: if resets { self.states(built, kind, &[self.samples])? } else { Vec::new() },
         });
-        let k = &built.kernel;
-        let scratch = k.backward_scratch_a_step.saturating_mul(buffers.interval as usize).saturating_add(k.backward_scratch);
-        let call = Call::new(built.opened, buffers, kind, k.blocks, scratch)?;
+        let call = Call::new(built.opened, buffers, kind, &built.kernel)?;
         call.run(self.grain(built, 1))?;
         let Some(done) = call.finish().gradients else { bail!("internal: no gradients") };
         let of_inputs = done.inputs.into_iter().enumerate().map(|(i, g)| g.map(|(g, _)| self.reduced(built, i, &g)).transpose());
@@ -316,7 +333,9 @@ impl Walk {
         let (steps, n) = (self.steps, self.samples);
         let shape = &built.lowered.arguments[input].shape;
         let sum = |t: &Tensor, axes: &[i64]| -> Result<Tensor> { Ok(t.f_sum_dim_intlist(axes, false, partial.kind())?) };
-        let parts = |parts: usize| if parts == 1 { partial.f_select(0, 0).map_err(Into::into) } else { sum(partial, &[0]) };
+        let parts = |parts: usize| {
+            if self.parts(built, parts) == 1 { partial.f_select(0, 0).map_err(Into::into) } else { sum(partial, &[0]) }
+        };
         Ok(match &built.kernel.gradients[input] {
             Gradient::None => bail!("internal: a gradient of nothing"),
             Gradient::Steps { parts: p } => parts(*p)?.f_reshape(shaped(&[steps, n], shape))?,

@@ -67,6 +67,8 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         forward_scratch: 2 * block + dv * size,
         backward_scratch: 3 * block + 2 * dv * size,
         backward_scratch_a_step: block.max(super::buffers::second_level_cache() / 4 / interval),
+        computed_back: false,
+        saved: 0,
         gradients: vec![
             Gradient::Steps { parts: blocks },
             Gradient::Steps { parts: blocks },
@@ -412,7 +414,11 @@ fn a_kernel_that_computes_something_else_is_found_out() {
         let text = fs::read_to_string(&right.entry.text).unwrap();
         let wrong = [
             ("e[r] = x->v[r0 + r] - read;", "e[r] = x->v[r0 + r] - (real)1.01 * read;", "output"),
-            ("if (gb) *gb = beta;", "if (gb) *gb = beta * (real)1.01;", "the gradient of `beta`"),
+            (
+                "if (gb) *gb = (adds ? *gb : 0) + beta;",
+                "if (gb) *gb = (adds ? *gb : 0) + beta * (real)1.01;",
+                "the gradient of `beta`",
+            ),
             ("if (!s->write || s->write[t * s->sequences + n]) memcpy(w", "memcpy(w", "with resets and masked writes"),
             ("fresh[i] += g[i];", "g[i] += 1;", ""),
         ];

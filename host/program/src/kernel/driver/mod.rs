@@ -65,6 +65,7 @@ struct Driver<'a> {
     kept: Vec<Port>,
     /// The axis that is split into blocks, and the number of blocks.
     split: Option<(Axis, usize)>,
+    /// Values that the step stores for the adjoint, as the step computes them.
     saved: Vec<Id>,
     /// Offsets of copies of arguments in memory.
     copies: Vec<Option<usize>>,
@@ -124,7 +125,7 @@ pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, 
         states,
         kept,
         split,
-        saved: Vec::new(),
+        saved: low.saved.iter().map(|s| s.1).collect(),
         copies: Vec::new(),
         kept_copies: Vec::new(),
         state_rooms,
@@ -149,13 +150,18 @@ impl Driver<'_> {
             let room = self.state_rooms[i];
             forward_states.push((self.memory_take(room), self.memory_take(room)));
         }
-        let forward = self.routine(self.outputs(true, true), &[])?;
+        let mut outputs = self.outputs(true, &self.low.next.iter().copied().map(Some).collect::<Vec<_>>());
+        outputs.extend(self.saved.iter().enumerate().map(|(k, n)| Output {
+            node: *n,
+            axes: self.g().axes(*n).to_vec(),
+            dest: Dest::Saved(k),
+        }));
+        let forward = self.routine(outputs, &[])?;
         let forward_text = self.function("fwp_step", &forward, false);
-        let forward_setup = self.setup();
-        let forward_walk = self.forward_walk(&forward_states, &forward_setup)?;
+        let forward_walk = self.forward_walk(&forward_states)?;
         let forward_bytes = self.memory.elements * self.lay.bytes;
 
-        // Backward: the step again, keeping what the adjoint wants, then the adjoint.
+        // Backward: states from one checkpoint to the next, if they have to be, and the adjoint.
         self.memory = Memory::default();
         self.masks.clear();
         self.copies.clear();
@@ -165,6 +171,11 @@ impl Driver<'_> {
         let mut back = Vec::new();
         for (i, n) in self.low.state_gradients.iter().enumerate() {
             back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
+        }
+        for (i, n) in self.low.undo.iter().enumerate() {
+            if let Some(n) = n {
+                back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
+            }
         }
         for (i, g) in given.iter().enumerate() {
             match (g, self.low.argument_gradients[i]) {
@@ -178,31 +189,18 @@ impl Driver<'_> {
                 _ => {}
             }
         }
-        let saved = self.low.saved.clone();
-        self.saved = saved.iter().map(|s| s.0).collect();
-        let mut again = self.outputs(false, true);
-        again.extend(saved.iter().enumerate().map(|(k, s)| Output {
-            node: s.1,
-            axes: self.g().axes(s.1).to_vec(),
-            dest: Dest::Saved(k),
-        }));
-        let again = self.routine(again, &given)?;
-        let again_text = self.function("fwp_step_again", &again, false);
+        let again = self.routine(self.outputs(false, &self.low.again), &given)?;
+        let again_text = if self.low.again.iter().any(Option::is_some) {
+            self.function("fwp_step_again", &again, false)
+        } else {
+            String::new()
+        };
         let adjoint = self.routine(back, &given)?;
         let adjoint_text = self.function("fwp_step_back", &adjoint, true);
-        let mut undo_text = String::new();
-        if self.low.undo.iter().any(Option::is_some) {
-            let mut outputs = Vec::new();
-            for (i, n) in self.low.undo.iter().enumerate() {
-                if let Some(n) = n {
-                    outputs.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
-                }
-            }
-            let undo = self.routine(outputs, &given)?;
-            undo_text = self.function("fwp_step_undo", &undo, false);
-        }
         let (walk, a_step) = self.backward_walk(&given)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
+        let computed_back = self.low.undo.iter().any(Option::is_some);
+        let repeated = if computed_back { 0 } else { again.operations };
         let mut source = String::new();
         let _ = writeln!(source, "/* {} */", self.step.name.replace("*/", "* /"));
         let _ = writeln!(source, "#define FWP_DOUBLE {}", u8::from(target.real == Real::F64));
@@ -214,7 +212,7 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &undo_text, &walk] {
+        for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &walk] {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -224,8 +222,10 @@ impl Driver<'_> {
             forward_scratch: forward_bytes,
             backward_scratch: backward_bytes,
             backward_scratch_a_step: a_step * self.lay.bytes,
+            computed_back,
+            saved: self.saved_room(),
             gradients,
-            operations: [forward.operations, again.operations + adjoint.operations],
+            operations: [forward.operations, repeated + adjoint.operations],
             notes: self.notes(),
         })
     }
@@ -248,10 +248,6 @@ impl Driver<'_> {
         notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
         notes
     }
-}
-
-fn indented(text: &str) -> String {
-    text.lines().map(|l| format!("    {l}\n")).collect()
 }
 
 fn c_type(dtype: Dtype) -> &'static str {

@@ -8,6 +8,15 @@ use crate::kernel::form::Per;
 use crate::kernel::graph::{Axis, Dtype, Leaf};
 use crate::kernel::print::{Layout, Place, offset};
 
+/// Which way values go between the caller's memory and our own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    In,
+    Out,
+    /// Added to what is there.
+    Add,
+}
+
 impl Driver<'_> {
     /// Whether the caller's memory can be read as it is.
     pub(super) fn direct(&self, p: &Port) -> bool {
@@ -29,6 +38,7 @@ impl Driver<'_> {
                 Place { pointer: format!("in{i}"), layout, adds: false }
             }
             Leaf::State(i) => Place::lanes(format!("state{i}")),
+            Leaf::After(i) => Place::lanes(format!("after{i}")),
             Leaf::KeptGradient(i) => Place::lanes(format!("kept_gradient{i}")),
             Leaf::StateGradient(i) => Place::lanes(format!("state_gradient{i}")),
             Leaf::Saved(k) => Place::lanes(format!("saved{k}")),
@@ -37,7 +47,7 @@ impl Driver<'_> {
     }
 
     /// A loop nest between the caller's memory and memory of our own.
-    pub(super) fn transfer(&self, p: &Port, own: &str, theirs: &str, out: bool, indent: usize) -> Result<String, String> {
+    pub(super) fn transfer(&self, p: &Port, own: &str, theirs: &str, way: Way, indent: usize) -> Result<String, String> {
         let mut text = String::new();
         let mut index: HashMap<Axis, String> = HashMap::new();
         let mut depth = indent;
@@ -55,9 +65,28 @@ impl Driver<'_> {
             row = if row == "0" { place } else { format!("({row} * {} + {place})", p.shape[d]) };
         }
         let at = self.own_offset(&p.axes(), &index)?;
-        let line = if out { format!("{theirs}[{row}] = {own}[{at}];") } else { format!("{own}[{at}] = {theirs}[{row}];") };
+        let line = match way {
+            Way::In => format!("{own}[{at}] = {theirs}[{row}];"),
+            Way::Out => format!("{theirs}[{row}] = {own}[{at}];"),
+            Way::Add => format!("{theirs}[{row}] += {own}[{at}];"),
+        };
         let _ = writeln!(text, "{:depth$}{line}", "");
         Ok(text)
+    }
+
+    /// Hands a gradient over. Of a value that all blocks share, those of a unit after its first one, where `adds` is not 0, add theirs.
+    pub(super) fn give(&self, p: &Port, own: &str, theirs: &str, adds: &str, indent: usize) -> Result<String, String> {
+        if !self.shared(p) {
+            return self.transfer(p, own, theirs, Way::Out, indent);
+        }
+        let add = self.transfer(p, own, theirs, Way::Add, indent + 4)?;
+        let put = self.transfer(p, own, theirs, Way::Out, indent + 4)?;
+        Ok(format!("{:indent$}if ({adds}) {{\n{add}{:indent$}}} else {{\n{put}{:indent$}}}\n", "", "", ""))
+    }
+
+    /// Whether blocks of rows have partial sums of a value's gradient each.
+    pub(super) fn shared(&self, p: &Port) -> bool {
+        self.split.is_some_and(|(axis, _)| !p.axes().contains(&axis))
     }
 
     /// The offset of an element of our own.
@@ -96,13 +125,13 @@ impl Driver<'_> {
             match self.copies[i] {
                 Some(at) => {
                     let _ = writeln!(t, "{:indent$}{{\n{:indent$}    const {ty} *const theirs = {from};", "", "");
-                    t += &self.transfer(p, &format!("(m + {at})"), "theirs", false, indent + 4)?;
-                    let _ = writeln!(t, "{:indent$}}}\n{:indent$}at.in[{i}] = m + {at};", "", "");
+                    t += &self.transfer(p, &format!("(m + {at})"), "theirs", Way::In, indent + 4)?;
+                    let _ = writeln!(t, "{:indent$}}}\n{:indent$}at->in[{i}] = m + {at};", "", "");
                 }
                 None => {
                     let split = self.split.filter(|(a, _)| p.axes().contains(a));
                     let row = if split.is_some() { " + row0" } else { "" };
-                    let _ = writeln!(t, "{:indent$}at.in[{i}] = {from}{row};", "");
+                    let _ = writeln!(t, "{:indent$}at->in[{i}] = {from}{row};", "");
                 }
             }
         }
@@ -156,18 +185,15 @@ impl Driver<'_> {
         t
     }
 
-    /// The place of this block's partial sums before those of a step or a sequence, where blocks have their own.
+    /// The place of this unit's partial sums before those of a step or a sequence, where units of a sequence have their own.
     pub(super) fn part(&self, p: &Port, of: &str) -> String {
-        match self.split {
-            Some((axis, blocks)) if !p.axes().contains(&axis) => format!("unit % {blocks} * {of} + "),
-            _ => String::new(),
-        }
+        if self.shared(p) { format!("block / s->together * {of} + ") } else { String::new() }
     }
 
     /// Copies a state between the caller's memory and ours.
-    pub(super) fn state_transfer(&self, i: usize, own: &str, theirs: &str, out: bool, indent: usize) -> Result<String, String> {
+    pub(super) fn state_transfer(&self, i: usize, own: &str, theirs: &str, way: Way, indent: usize) -> Result<String, String> {
         let p = &self.states[i];
-        self.transfer(p, own, &format!("({theirs})"), out, indent)
+        self.transfer(p, own, &format!("({theirs})"), way, indent)
     }
 
     /// Whether a checkpoint can hold our layout as it is.
@@ -179,21 +205,20 @@ impl Driver<'_> {
         }
     }
 
-    pub(super) fn checkpoint(&self, i: usize, own: &str, which: &str, out: bool, indent: usize) -> Result<String, String> {
+    pub(super) fn checkpoint(&self, i: usize, own: &str, which: &str, way: Way, indent: usize) -> Result<String, String> {
         let n = self.states[i].elements();
         let theirs = format!("s->checkpoint[{i}] + (({which}) * s->sequences + sequence) * {n}");
         if self.flat_checkpoint(i) {
             let mine: usize = self.lay_elements(i);
-            let part = if self.split.is_some() {
-                format!(" + unit % {} * {mine}", self.split.map_or(1, |s| s.1))
+            let part = if self.split.is_some() { format!(" + block * {mine}") } else { String::new() };
+            let (to, from) = if way == Way::Out {
+                (format!("{theirs}{part}"), own.to_string())
             } else {
-                String::new()
+                (own.to_string(), format!("{theirs}{part}"))
             };
-            let (to, from) =
-                if out { (format!("{theirs}{part}"), own.to_string()) } else { (own.to_string(), format!("{theirs}{part}")) };
             return Ok(format!("{:indent$}__builtin_memcpy({to}, {from}, {mine} * sizeof(real));\n", ""));
         }
-        self.state_transfer(i, own, &theirs, out, indent)
+        self.state_transfer(i, own, &theirs, way, indent)
     }
 
     pub(super) fn lay_elements(&self, i: usize) -> usize {

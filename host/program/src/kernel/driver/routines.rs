@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use super::ports::Way;
 use super::{Driver, Given, Port, Routine, c_type};
 use crate::kernel::form::{Gradient, Per};
-use crate::kernel::graph::{Dtype, Leaf, What};
+use crate::kernel::graph::{Dtype, Id, Leaf, What};
 use crate::kernel::nests::{Dest, Output, arrange};
 use crate::kernel::print::{Place, Printer};
 
@@ -18,14 +19,16 @@ impl Driver<'_> {
             let place = match o.dest {
                 Dest::State(k) if !nests.late.contains(&i) => Place::lanes(format!("next{k}")),
                 Dest::StateGradient(k) if !nests.late.contains(&i) => Place::lanes(format!("state_gradient_out{k}")),
+                Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
                     _ => {
                         let at = self.memory_take(room);
-                        let text =
-                            self.transfer(&self.arguments[k], &format!("(m + {at})"), &format!("in_gradient{k}"), true, 8)?;
-                        let _ = write!(after, "    if (in_gradient{k}) {{\n{text}    }}\n");
+                        let p = &self.arguments[k];
+                        let (own, theirs) = (format!("(m + {at})"), format!("in_gradient{k}"));
+                        let _ =
+                            write!(after, "    if (in_gradient{k}) {{\n{}    }}\n", self.give(p, &own, &theirs, "at->adds", 8)?);
                         Place::lanes(format!("(m + {at})"))
                     }
                 },
@@ -42,17 +45,17 @@ impl Driver<'_> {
                         Dest::Kept(k) => {
                             let p = &self.kept[k];
                             let own = format!("(m + {at})");
-                            after += &self.transfer(p, &own, &format!("kept{k}"), true, 4)?;
+                            after += &self.transfer(p, &own, &format!("kept{k}"), Way::Out, 4)?;
                         }
                         Dest::Left(k) | Dest::Right(k) => {
                             let left = matches!(dest, Dest::Left(_));
                             let side = if left { "left" } else { "right" };
                             let p =
                                 Port { dims: vec![Some(o.axes[0])], shape: vec![self.lay.sizes[o.axes[0]]], dtype: Dtype::Float };
-                            let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), true, 8)?;
+                            let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Saved(_) => {}
+                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -143,6 +146,8 @@ impl Driver<'_> {
             line(&format!("state{i}"), format!("const real *const state{i} = at->state[{i}]; (void)state{i};"));
             line(&format!("next{i}"), format!("real *const next{i} = at->next[{i}]; (void)next{i};"));
             if back {
+                line(&format!("after{i}"), format!("const real *const after{i} = at->after[{i}]; (void)after{i};"));
+                line(&format!("before{i}"), format!("real *const before{i} = at->before[{i}]; (void)before{i};"));
                 line(
                     &format!("state_gradient{i}"),
                     format!("const real *const state_gradient{i} = at->state_gradient[{i}]; (void)state_gradient{i};"),
@@ -175,15 +180,16 @@ impl Driver<'_> {
         self.saved.iter().map(|n| self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16)).sum()
     }
 
-    pub(super) fn outputs(&self, kept: bool, states: bool) -> Vec<Output> {
+    /// Kept values, if they are wanted, and states after the step.
+    pub(super) fn outputs(&self, kept: bool, states: &[Option<Id>]) -> Vec<Output> {
         let mut outputs = Vec::new();
         if kept {
             for (i, n) in self.low.kept.iter().enumerate() {
                 outputs.push(Output { node: *n, axes: self.kept[i].axes(), dest: Dest::Kept(i) });
             }
         }
-        if states {
-            for (i, n) in self.low.next.iter().enumerate() {
+        for (i, n) in states.iter().enumerate() {
+            if let Some(n) = n {
                 outputs.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
             }
         }

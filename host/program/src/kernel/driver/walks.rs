@@ -1,29 +1,69 @@
 //! The walks through time.
+//!
+//! The blocks of a unit take turns: each goes through one segment of steps, from one checkpoint to the next.
+//! Every block has a copy of the memory that the routines of a step work in, so nothing of them knows of other blocks.
 
 use std::fmt::Write;
 
-use super::{Driver, Given, indented};
+use super::ports::Way;
+use super::{Driver, Given};
 use crate::kernel::graph::Axis;
+
+/// What the parts of a walk are handed.
+const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
+
+/// Where a state of several axes is while a segment is walked back.
+enum Where {
+    /// Here, computed back at every step; beside it a place for what a step without a write would give.
+    Here { tile: usize, other: usize },
+    /// Here in the slot of its step.
+    Slot(usize),
+}
+
+/// What a walk back keeps of a state.
+struct Rooms {
+    gradient: usize,
+    zeros: usize,
+    /// For what is not wanted.
+    trash: usize,
+    /// Gradient of the state after a reset.
+    fresh: usize,
+    /// None of small states: they are among the saved values.
+    state: Option<Where>,
+}
 
 impl Driver<'_> {
     pub(super) fn at_struct(&self) -> String {
-        let n = |k: usize| k.max(1);
-        format!(
-            "/* Where one step finds and leaves its values. */\nstruct fwp_at {{\n    const void *in[{}];\n    real *in_gradient[{}];\n    real *right[{}];\n    const real *state[{}];\n    real *next[{}];\n    const real *state_gradient[{}];\n    real *state_gradient_out[{}];\n    real *kept[{}];\n    const real *kept_gradient[{}];\n    real *saved;\n    int64_t index, row0;\n}};\n",
-            n(self.arguments.len()),
-            n(self.arguments.len()),
-            n(self.arguments.len()),
-            n(self.states.len()),
-            n(self.states.len()),
-            n(self.states.len()),
-            n(self.states.len()),
-            n(self.kept.len()),
-            n(self.kept.len()),
-        )
+        let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
+        let mut t = String::from("/* Where one step finds and leaves its values. */\nstruct fwp_at {\n");
+        for (what, n) in [
+            ("const void *in", arguments),
+            ("real *in_gradient", arguments),
+            ("real *right", arguments),
+            ("const real *state", states),
+            ("real *next", states),
+            ("const real *after", states),
+            ("real *before", states),
+            ("const real *state_gradient", states),
+            ("real *state_gradient_out", states),
+            ("real *kept", kept),
+            ("const real *kept_gradient", kept),
+        ] {
+            let _ = writeln!(t, "    {what}[{n}];");
+        }
+        t + "    real *saved;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
-    /// What is set up once a unit: zeros, masks of rows.
-    pub(super) fn setup(&self) -> String {
+    fn blocks(&self) -> usize {
+        self.split.map_or(1, |s| s.1)
+    }
+
+    fn rows(&self) -> usize {
+        self.split.map_or(0, |(a, _)| self.lay.sizes[a])
+    }
+
+    /// What is set up once a block: zeros, masks of rows, values that are the same at every step.
+    fn setup(&self) -> Result<String, String> {
         let mut t = String::new();
         let _ = writeln!(t, "    __builtin_memset(m, 0, {} * sizeof(real));", self.memory.elements);
         let mut masks: Vec<(&Axis, &usize)> = self.masks.iter().collect();
@@ -36,19 +76,55 @@ impl Driver<'_> {
                 self.lay.sizes[*axis]
             );
         }
-        let blocks = self.split.map_or(1, |s| s.1);
-        let rows = self.split.map_or(0, |(a, _)| self.lay.sizes[a]);
-        let _ = writeln!(t, "    const int64_t sequence = unit / {blocks}, row0 = unit % {blocks} * {rows};");
-        let _ = writeln!(t, "    (void)row0;");
-        t
+        let _ = writeln!(t, "    *at = (struct fwp_at){{0}};");
+        t += &self.row0();
+        t += "    at->row0 = row0;\n";
+        t += &self.bring(true)?;
+        Ok(t)
+    }
+
+    fn row0(&self) -> String {
+        format!("    const int64_t row0 = block * {};\n    (void)row0, (void)sequence;\n", self.rows())
+    }
+
+    /// The function that the host calls: `head` sets a block up, `segment` and `tail` are calls for each block.
+    fn entry(&self, name: &str, back: bool) -> String {
+        let blocks = self.blocks();
+        let stride = self.memory.elements;
+        let mut t = format!(
+            "static __attribute__((noinline)) void fwp_{name}_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{{\n    \
+             const int64_t together = s->together, parts = {blocks} / together;\n    \
+             const int64_t sequence = unit / parts, first = unit % parts * together;\n    \
+             real *const m = (real *)scratch;\n    struct fwp_at at[{blocks}];\n"
+        );
+        let each = |t: &mut String, indent: usize, what: &str, more: &str| {
+            let _ = writeln!(
+                t,
+                "{:indent$}for (int64_t b = 0; b < together; b++) fwp_{name}_{what}(s, sequence, first + b, m + b * {stride}, at + b{more});",
+                ""
+            );
+        };
+        each(&mut t, 4, "begin", "");
+        if back {
+            t += "    for (int64_t segment = (s->steps + s->interval - 1) / s->interval - 1; segment >= 0; segment--) {\n";
+            t += "        const int64_t begin = segment * s->interval;\n";
+        } else {
+            t += "    for (int64_t begin = 0; begin < s->steps; begin += s->interval) {\n";
+        }
+        t += "        const int64_t end = begin + s->interval < s->steps ? begin + s->interval : s->steps;\n";
+        let slots = if back { format!(", m + together * {stride}") } else { String::new() };
+        each(&mut t, 8, "steps", &format!(", begin, end{slots}"));
+        t += "    }\n";
+        each(&mut t, 4, "end", "");
+        t + "}\n\n"
     }
 
     /// Whether state i takes its new value at a step.
-    pub(super) fn taken(&self, i: usize) -> String {
+    fn taken(&self, i: usize) -> String {
         let s = &self.step.states[i];
         let mut parts = Vec::new();
         if s.state.held > 1 {
-            parts.push(format!("(at.index + 1) % {} == 0", s.state.held));
+            parts.push(format!("(at->index + 1) % {} == 0", s.state.held));
         }
         if s.masked {
             parts.push("(!s->write || s->write[t * s->sequences + sequence])".into());
@@ -56,290 +132,274 @@ impl Driver<'_> {
         if parts.is_empty() { "1".into() } else { parts.join(" && ") }
     }
 
-    pub(super) fn forward_walk(&self, states: &[(usize, usize)], setup: &str) -> Result<String, String> {
-        let mut t = String::from(
-            "static __attribute__((noinline)) void fwp_forward_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
-        );
-        t += setup;
-        t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
-        t += &self.bring(true)?;
-        for (i, p) in self.states.iter().enumerate() {
-            let n = p.elements();
-            t += &self.state_transfer(
-                i,
-                &format!("(m + {})", states[i].0),
-                &format!("s->start[{i}] + sequence * {n}"),
-                false,
-                4,
-            )?;
-            let _ = writeln!(t, "    at.state[{i}] = m + {};", states[i].0);
+    /// Between memory of ours and the states of a sequence.
+    fn state_of_sequence(&self, i: usize, own: &str, list: &str, way: Way, indent: usize) -> Result<String, String> {
+        self.state_transfer(i, own, &format!("{list}[{i}] + sequence * {}", self.states[i].elements()), way, indent)
+    }
+
+    /// Where the saved values of step t are.
+    fn saved_at(&self) -> String {
+        format!("s->saved + ((sequence * {} + block) * s->steps + t) * {}", self.blocks(), self.saved_room())
+    }
+
+    pub(super) fn forward_walk(&mut self, states: &[(usize, usize)]) -> Result<String, String> {
+        let unwanted = self.memory_take(self.saved_room());
+        let mut t = format!("static void fwp_forward_begin({GIVEN})\n{{\n");
+        t += &self.setup()?;
+        for (i, (place, _)) in states.iter().enumerate() {
+            t += &self.state_of_sequence(i, &format!("(m + {place})"), "s->start", Way::In, 4)?;
+            let _ = writeln!(t, "    at->state[{i}] = m + {place};");
         }
-        t += "    for (int64_t t = 0; t < s->steps; t++) {\n";
+        let _ = writeln!(t, "}}\n\nstatic void fwp_forward_steps({GIVEN}, int64_t begin, int64_t end)\n{{");
+        t += &self.row0();
+        let mut kept = String::new();
+        for (i, (place, _)) in states.iter().enumerate() {
+            kept += &self.checkpoint(i, &format!("(m + {place})"), "begin / s->interval", Way::Out, 8)?;
+        }
+        let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}");
+        t += "    for (int64_t t = begin; t < end; t++) {\n";
         if !self.states.is_empty() {
-            t += "        if (s->checkpoint && t % s->interval == 0) {\n";
-            for (i, (place, ..)) in states.iter().enumerate() {
-                t += &self.checkpoint(i, &format!("(m + {place})"), "t / s->interval", true, 12)?;
-            }
-            t += "        }\n        if (s->reset && s->reset[t * s->sequences + sequence]) {\n";
-            for (i, p) in self.states.iter().enumerate() {
-                let n = p.elements();
-                t += &self.state_transfer(
-                    i,
-                    &format!("(m + {})", states[i].0),
-                    &format!("s->fresh[{i}] + sequence * {n}"),
-                    false,
-                    12,
-                )?;
+            t += "        if (s->reset && s->reset[t * s->sequences + sequence]) {\n";
+            for (i, (place, _)) in states.iter().enumerate() {
+                t += &self.state_of_sequence(i, &format!("(m + {place})"), "s->fresh", Way::In, 12)?;
             }
             t += "        }\n";
         }
-        t += "        at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false)?;
         t += &self.foresee(None, 8);
-        for (i, at) in states.iter().enumerate() {
-            let _ = writeln!(t, "        at.next[{i}] = {} ? m + {} : m + {};", self.taken(i), at.0, at.1);
+        for (i, place) in states.iter().enumerate() {
+            let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
         }
         for (i, p) in self.kept.iter().enumerate() {
             let n = p.elements();
-            let _ = writeln!(t, "        at.kept[{i}] = s->kept[{i}] + (t * s->sequences + sequence) * {n};");
+            let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (t * s->sequences + sequence) * {n};");
         }
-        t += "        fwp_step(m, &at);\n    }\n";
-        for (i, p) in self.states.iter().enumerate() {
-            let n = p.elements();
-            t += &self.state_transfer(i, &format!("(m + {})", states[i].0), &format!("s->end[{i}] + sequence * {n}"), true, 4)?;
+        let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at());
+        t += "        fwp_step(m, at);\n    }\n}\n\n";
+        let _ = writeln!(t, "static void fwp_forward_end({GIVEN})\n{{");
+        t += &self.row0();
+        let mut kept = String::new();
+        for (i, (place, _)) in states.iter().enumerate() {
+            let own = format!("(m + {place})");
+            t += &self.state_of_sequence(i, &own, "s->end", Way::Out, 4)?;
+            kept += &self.checkpoint(i, &own, "(s->steps + s->interval - 1) / s->interval", Way::Out, 8)?;
         }
-        t += "}\n\n";
-        Ok(t)
+        let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}\n}}\n");
+        Ok(t + &self.entry("forward", false))
     }
 
     /// The text of the walk back, and elements of scratch for every step of the interval.
     pub(super) fn backward_walk(&mut self, given: &[Given]) -> Result<(String, usize), String> {
-        // Of every state: its gradient, zeros, a place for what is not wanted, the gradient of the state after a reset.
-        struct Rooms {
-            gradient: usize,
-            zeros: usize,
-            trash: usize,
-            fresh: usize,
-            /// Where the state itself is, if it is computed back and not stored.
-            tile: Option<usize>,
-        }
         let mut rooms = Vec::new();
+        let mut slot = 0;
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
+            let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
+                (None, _) => None,
+                (_, Some(_)) => Some(Where::Here { tile: self.memory_take(n), other: self.memory_take(n) }),
+                (_, None) => Some(Where::Slot(slot)),
+            };
+            if state.is_some() {
+                slot += n;
+            }
             rooms.push(Rooms {
-                tile: self.low.undo[i].map(|_| self.memory_take(n)),
+                state,
                 gradient: self.memory_take(n),
                 zeros: self.memory_take(n),
                 trash: self.memory_take(n),
                 fresh: self.memory_take(n),
             });
         }
-        let states: usize = self.state_rooms.iter().sum();
-        let a_step = states + self.saved_room();
-        let first = self.memory.elements;
-        let mut t = String::from(
-            "static __attribute__((noinline)) void fwp_backward_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{\n    real *const m = (real *)scratch;\n",
-        );
-        t += &self.setup();
-        t += "    struct fwp_at at = {0};\n    at.row0 = row0;\n";
-        t += &self.bring(true)?;
-        for (i, p) in self.states.iter().enumerate() {
-            let n = p.elements();
-            let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{");
-            t += &self.state_transfer(
-                i,
-                &format!("(m + {})", rooms[i].gradient),
-                &format!("s->end_gradient[{i}] + sequence * {n}"),
-                false,
-                8,
-            )?;
+        let mut t = format!("static void fwp_backward_begin({GIVEN})\n{{\n");
+        t += &self.setup()?;
+        for (i, r) in rooms.iter().enumerate() {
+            let own = format!("(m + {})", r.gradient);
+            let text = self.state_of_sequence(i, &own, "s->end_gradient", Way::In, 8)?;
+            let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{\n{text}    }}");
+        }
+        let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
+        let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
+        t += &self.row0();
+        if slot > 0 {
+            t += &self.states_of_segment(&rooms, slot)?;
+        }
+        t += &self.steps_back(&rooms, slot, given)?;
+        let _ = writeln!(t, "}}\n\nstatic void fwp_backward_end({GIVEN})\n{{");
+        t += &self.row0();
+        for (i, r) in rooms.iter().enumerate() {
+            t += &self.state_of_sequence(i, &format!("(m + {})", r.gradient), "s->start_gradient", Way::Out, 4)?;
+            let text = self.state_of_sequence(i, &format!("(m + {})", r.fresh), "s->fresh_gradient", Way::Out, 8)?;
+            let _ = writeln!(t, "    if (s->fresh_gradient && s->fresh_gradient[{i}]) {{\n{text}    }}");
+        }
+        for (i, g) in given.iter().enumerate() {
+            let Given::Summed(at) = g else { continue };
+            let p = &self.arguments[i];
+            let _ = writeln!(
+                t,
+                "    if (s->in_gradient[{i}]) {{\n        real *const theirs = s->in_gradient[{i}] + ({}sequence) * {};",
+                self.part(p, "s->sequences"),
+                p.elements()
+            );
+            t += &self.give(p, &format!("(m + {at})"), "theirs", "at->adds", 8)?;
             t += "    }\n";
         }
-        // Vectors that are read at every step lie close together, apart from states that are perhaps never touched.
-        let saved = self.saved_room();
-        let _ = writeln!(t, "    real *const vectors = m + {first};\n    real *const slots = vectors + s->interval * {saved};");
-        t += "    (void)vectors, (void)slots;\n";
-        t += "    for (int64_t segment = (s->steps + s->interval - 1) / s->interval - 1; segment >= 0; segment--) {\n";
-        t += "        const int64_t begin = segment * s->interval;\n";
-        t += "        const int64_t end = begin + s->interval < s->steps ? begin + s->interval : s->steps;\n";
-        let mut offsets = Vec::new();
+        t += "}\n\n";
+        Ok((t + &self.entry("backward", true), slot))
+    }
+
+    /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
+    /// What a reset forgets cannot be computed back: a segment with one is walked forwards again.
+    fn states_of_segment(&self, rooms: &[Rooms], slot: usize) -> Result<String, String> {
+        let here = |r: &Rooms| matches!(r.state, Some(Where::Here { .. }));
+        let back = rooms.iter().any(here);
+        let mut t = format!("    int again = {};\n    (void)again;\n", u8::from(!back));
+        if back {
+            t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[t * s->sequences + sequence];\n";
+        }
+        for (i, r) in rooms.iter().enumerate() {
+            let (own, which) = match &r.state {
+                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "begin / s->interval + !again"),
+                Some(Where::Slot(at)) => (format!("(slots + {at})"), "begin / s->interval"),
+                None => continue,
+            };
+            t += &self.checkpoint(i, &own, which, Way::In, 4)?;
+        }
+        t += "    for (int64_t t = begin; again && t < end; t++) {\n";
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        t += "        if (s->reset && s->reset[t * s->sequences + sequence]) {\n";
         let mut offset = 0;
-        for room in &self.state_rooms {
-            offsets.push(offset);
-            offset += room;
-        }
-        for (i, at) in offsets.iter().enumerate() {
-            let to = rooms[i].tile.map_or(format!("(slots + {at})"), |tile| format!("(m + {tile})"));
-            t += &self.checkpoint(i, &to, "segment", false, 8)?;
-        }
-        // Forwards.
-        t += "        for (int64_t t = begin; t < end; t++) {\n";
-        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {states};\n            (void)slot;");
-        let _ = writeln!(t, "            const int last = t + 1 == end;\n            (void)last;");
-        t += "            at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        if !self.states.is_empty() {
-            t += "            if (s->reset && s->reset[t * s->sequences + sequence]) {\n";
-            for (i, p) in self.states.iter().enumerate() {
-                let n = p.elements();
-                let mut to = format!("(slot + {})", offsets[i]);
-                if let Some(tile) = rooms[i].tile {
-                    // What a reset forgets cannot be computed back.
-                    let _ = writeln!(
-                        t,
-                        "                __builtin_memcpy({to}, m + {tile}, {} * sizeof(real));",
-                        self.state_rooms[i]
-                    );
-                    to = format!("(m + {tile})");
+        for (i, r) in rooms.iter().enumerate() {
+            let to = match &r.state {
+                Some(Where::Here { tile, .. }) => {
+                    let n = self.state_rooms[i];
+                    let _ = writeln!(t, "            __builtin_memcpy(slot + {offset}, m + {tile}, {n} * sizeof(real));");
+                    format!("(m + {tile})")
                 }
-                t += &self.state_transfer(i, &to, &format!("s->fresh[{i}] + sequence * {n}"), false, 16)?;
-            }
-            t += "            }\n";
+                Some(Where::Slot(at)) => format!("(slot + {at})"),
+                None => continue,
+            };
+            offset += self.state_rooms[i];
+            t += &self.state_of_sequence(i, &to, "s->fresh", Way::In, 12)?;
         }
-        t += &indented(&self.bring(false)?);
-        for (i, at) in offsets.iter().enumerate() {
-            if let Some(tile) = rooms[i].tile {
-                let _ = writeln!(t, "            at.state[{i}] = m + {tile};");
-                let _ = writeln!(t, "            at.next[{i}] = {} ? m + {tile} : m + {};", self.taken(i), rooms[i].trash);
-                continue;
+        t += "        }\n";
+        if !back {
+            t += "        if (t + 1 == end) break;\n";
+        }
+        t += &self.bring(false)?;
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        for (i, r) in rooms.iter().enumerate() {
+            let taken = self.taken(i);
+            match &r.state {
+                Some(Where::Here { tile, .. }) => {
+                    let _ = writeln!(t, "        at->state[{i}] = m + {tile};");
+                    let _ = writeln!(t, "        at->next[{i}] = {taken} ? m + {tile} : m + {};", r.trash);
+                }
+                Some(Where::Slot(at)) => {
+                    let (n, next) = (self.state_rooms[i], slot + at);
+                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
+                    let _ = writeln!(t, "        if ({taken}) at->next[{i}] = slot + {next};");
+                    let _ = writeln!(t, "        else {{\n            at->next[{i}] = m + {};", r.trash);
+                    let _ =
+                        writeln!(t, "            __builtin_memcpy(slot + {next}, slot + {at}, {n} * sizeof(real));\n        }}");
+                }
+                None => {}
             }
-            let _ = writeln!(t, "            at.state[{i}] = slot + {at};");
-            let _ = writeln!(t, "            if (last) at.next[{i}] = m + {};", rooms[i].trash);
-            let _ = writeln!(t, "            else if ({}) at.next[{i}] = slot + {};", self.taken(i), states + at);
-            let _ = writeln!(t, "            else {{\n                at.next[{i}] = m + {};", rooms[i].trash);
+        }
+        Ok(t + "        fwp_step_again(m, at);\n    }\n")
+    }
+
+    /// The steps of a segment from the last to the first.
+    fn steps_back(&self, rooms: &[Rooms], slot: usize, given: &[Given]) -> Result<String, String> {
+        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        t += &self.bring(false)?;
+        t += &self.foresee(Some(given), 8);
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        let mut missing = Vec::new();
+        let (mut straight, mut instead) = (String::new(), String::new());
+        for (i, r) in rooms.iter().enumerate() {
+            let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
+            match &r.state {
+                Some(Where::Here { tile, other }) => {
+                    let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
+                    missing.push(format!("!taken{i}"));
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                    let _ = writeln!(instead, "            if (!taken{i}) at->after[{i}] = at->before[{i}] = m + {other};");
+                }
+                Some(Where::Slot(at)) => {
+                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
+                }
+                None => {}
+            }
+            let to = |own: usize| format!("taken{i} ? m + {} : m + {own}", r.gradient);
+            let _ = writeln!(t, "        at->state_gradient[{i}] = {};", to(r.zeros));
+            let _ = writeln!(t, "        at->state_gradient_out[{i}] = {};", to(r.trash));
+        }
+        if !missing.is_empty() {
+            // A state that is not written is the same before and after the step: what the step would have made of it has to be computed.
             let _ = writeln!(
                 t,
-                "                __builtin_memcpy(slot + {}, slot + {at}, {} * sizeof(real));\n            }}",
-                states + at,
-                self.state_rooms[i]
+                "        if ({}) {{\n{straight}            fwp_step_again(m, at);\n{instead}        }}",
+                missing.join(" || ")
             );
-        }
-        let _ = writeln!(t, "            at.saved = vectors + (t - begin) * {saved};");
-        t += "            fwp_step_again(m, &at);\n        }\n";
-        // Backwards.
-        t += "        for (int64_t t = end - 1; t >= begin; t--) {\n";
-        let _ = writeln!(t, "            real *const slot = slots + (t - begin) * {states};\n            (void)slot;");
-        t += "            at.index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &indented(&self.bring(false)?);
-        t += &self.foresee(Some(given), 12);
-        for (i, at) in offsets.iter().enumerate() {
-            let _ = writeln!(t, "            const int taken{i} = {};", self.taken(i));
-            match rooms[i].tile {
-                Some(tile) => {
-                    let _ = writeln!(t, "            at.state[{i}] = m + {tile};");
-                    let _ = writeln!(t, "            at.next[{i}] = taken{i} ? m + {tile} : m + {};", rooms[i].trash);
-                }
-                None => {
-                    let _ = writeln!(t, "            at.state[{i}] = slot + {at};");
-                }
-            }
-            let _ = writeln!(
-                t,
-                "            at.state_gradient[{i}] = taken{i} ? m + {} : m + {};",
-                rooms[i].gradient, rooms[i].zeros
-            );
-            let _ = writeln!(
-                t,
-                "            at.state_gradient_out[{i}] = taken{i} ? m + {} : m + {};",
-                rooms[i].gradient, rooms[i].trash
-            );
-        }
-        let _ = writeln!(t, "            at.saved = vectors + (t - begin) * {saved};");
-        let undone: Vec<String> =
-            (0..self.states.len()).filter(|i| rooms[*i].tile.is_some()).map(|i| format!("taken{i}")).collect();
-        if !undone.is_empty() {
-            let _ = writeln!(t, "            if ({}) fwp_step_undo(m, &at);", undone.join(" || "));
         }
         for (i, p) in self.kept.iter().enumerate() {
-            let n = p.elements();
-            let at = self.kept_copies[i].unwrap_or(0);
-            let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {n}");
-            let split = self.split.filter(|(a, _)| p.axes().contains(a));
+            let own = self.kept_copies[i].unwrap_or(0);
+            let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {}", p.elements());
             if self.direct(p) {
-                let row = if split.is_some() { " + row0" } else { "" };
-                let _ = writeln!(t, "            at.kept_gradient[{i}] = s->kept_gradient[{i}] ? {theirs}{row} : m + {at};");
+                let row = if self.split.is_some_and(|(a, _)| p.axes().contains(&a)) { " + row0" } else { "" };
+                let _ = writeln!(t, "        at->kept_gradient[{i}] = s->kept_gradient[{i}] ? {theirs}{row} : m + {own};");
             } else {
+                let text = self.transfer(p, &format!("(m + {own})"), "theirs", Way::In, 12)?;
                 let _ = writeln!(
                     t,
-                    "            if (s->kept_gradient[{i}]) {{\n                const real *const theirs = {theirs};"
+                    "        if (s->kept_gradient[{i}]) {{\n            const real *const theirs = {theirs};\n{text}        }}"
                 );
-                t += &self.transfer(p, &format!("(m + {at})"), "theirs", false, 16)?;
-                let _ = writeln!(t, "            }}\n            at.kept_gradient[{i}] = m + {at};");
+                let _ = writeln!(t, "        at->kept_gradient[{i}] = m + {own};");
             }
         }
         for (i, g) in given.iter().enumerate() {
-            let n = self.arguments[i].elements();
+            let mut set = |what: &str, place: String| {
+                let _ = writeln!(t, "        at->{what}[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + {place} : 0;");
+            };
             match g {
                 Given::Steps => {
-                    let part = self.part(&self.arguments[i], "s->steps");
-                    let _ = writeln!(
-                        t,
-                        "            at.in_gradient[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + (({part}t) * s->sequences + sequence) * {n} : 0;"
-                    );
+                    let p = &self.arguments[i];
+                    let part = self.part(p, "s->steps");
+                    set("in_gradient", format!("(({part}t) * s->sequences + sequence) * {}", p.elements()));
                 }
                 Given::Factors { axes, .. } => {
                     let (left, right) = (self.lay.sizes[axes[0]], self.lay.sizes[axes[1]]);
-                    let _ = writeln!(
-                        t,
-                        "            at.in_gradient[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + (t * s->sequences + sequence) * {left} : 0;"
-                    );
-                    let _ = writeln!(
-                        t,
-                        "            at.right[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + s->steps * s->sequences * {left} + (t * s->sequences + sequence) * {right} : 0;"
-                    );
+                    let here = "(t * s->sequences + sequence)";
+                    set("in_gradient", format!("{here} * {left}"));
+                    set("right", format!("s->steps * s->sequences * {left} + {here} * {right}"));
                 }
                 _ => {}
             }
         }
-        t += "            fwp_step_back(m, &at);\n";
+        t += "        fwp_step_back(m, at);\n";
+        let mut offset = 0;
+        let (mut reset, mut gradients) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
-            let _ = writeln!(t, "            if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
-            let _ = writeln!(
-                t,
-                "            if (s->reset && s->reset[t * s->sequences + sequence])\n                for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;"
-            );
-            if let Some(tile) = r.tile {
-                let _ = writeln!(
-                    t,
-                    "            if (s->reset && s->reset[t * s->sequences + sequence])\n                __builtin_memcpy(m + {tile}, slot + {}, {n} * sizeof(real));",
-                    offsets[i]
-                );
+            let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
+            let _ = writeln!(reset, "            for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;");
+            if let Some(Where::Here { tile, .. }) = r.state {
+                let _ =
+                    writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, slot + {offset}, {n} * sizeof(real));");
+            }
+            if r.state.is_some() {
+                offset += n;
             }
         }
-        t += "        }\n    }\n";
-        for (i, p) in self.states.iter().enumerate() {
-            let n = p.elements();
-            t += &self.state_transfer(
-                i,
-                &format!("(m + {})", rooms[i].gradient),
-                &format!("s->start_gradient[{i}] + sequence * {n}"),
-                true,
-                4,
-            )?;
-            let _ = writeln!(t, "    if (s->fresh_gradient && s->fresh_gradient[{i}]) {{");
-            t += &self.state_transfer(
-                i,
-                &format!("(m + {})", rooms[i].fresh),
-                &format!("s->fresh_gradient[{i}] + sequence * {n}"),
-                true,
-                8,
-            )?;
-            t += "    }\n";
-        }
-        for (i, g) in given.iter().enumerate() {
-            let p = &self.arguments[i];
-            let n = p.elements();
-            let Given::Summed(at) = g else { continue };
-            let part = self.part(p, "s->sequences");
-            let _ = writeln!(
-                t,
-                "    if (s->in_gradient[{i}]) {{\n        real *const theirs = s->in_gradient[{i}] + ({part}sequence) * {n};"
-            );
-            t += &self.transfer(p, &format!("(m + {at})"), "theirs", true, 8)?;
-            t += "    }\n";
-        }
-        t += "}\n";
-        Ok((t, a_step))
+        let _ = writeln!(
+            t,
+            "{gradients}        if (s->reset && s->reset[t * s->sequences + sequence]) {{\n{reset}        }}\n    }}"
+        );
+        Ok(t)
     }
 }
