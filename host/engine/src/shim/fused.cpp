@@ -24,11 +24,6 @@
 
 using at::Tensor;
 
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FWP_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define FWP_CLONES
-#endif
 // Part of the function that it is called from, and so compiled for its instruction set.
 #define FWP_PART static inline __attribute__((always_inline))
 
@@ -36,6 +31,37 @@ namespace {
 
 // Elements that a thread of its own is worth.
 constexpr int64_t kGrain = 16384;
+
+// `NAME(operation, begin, end)` runs `BODY<T>` over a range of its units, compiled for the best instruction set that this machine has.
+// Not target_clones: its `arch=` compares the name of a processor in gcc 12, and a newer one gets the least.
+#if defined(__x86_64__)
+#define FWP_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
+#define FWP_AVX2 __attribute__((target("avx2,fma")))
+#define FWP_KERNEL(NAME, BODY, OPERATION)                                                                \
+  template <typename T>                                                                                  \
+  FWP_AVX512 void NAME##_avx512(const OPERATION<T>& o, int64_t begin, int64_t end) {                     \
+    BODY<T>(o, begin, end);                                                                              \
+  }                                                                                                      \
+  template <typename T>                                                                                  \
+  FWP_AVX2 void NAME##_avx2(const OPERATION<T>& o, int64_t begin, int64_t end) {                         \
+    BODY<T>(o, begin, end);                                                                              \
+  }                                                                                                      \
+  template <typename T>                                                                                  \
+  void NAME(const OPERATION<T>& o, int64_t begin, int64_t end) {                                         \
+    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && \
+                               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"); \
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");            \
+    if (avx512 && avx2) return NAME##_avx512<T>(o, begin, end);                                          \
+    if (avx2) return NAME##_avx2<T>(o, begin, end);                                                      \
+    BODY<T>(o, begin, end);                                                                              \
+  }
+#else
+#define FWP_KERNEL(NAME, BODY, OPERATION)                              \
+  template <typename T>                                                \
+  void NAME(const OPERATION<T>& o, int64_t begin, int64_t end) {       \
+    BODY<T>(o, begin, end);                                            \
+  }
+#endif
 
 // ---- numbers ----
 
@@ -253,10 +279,18 @@ FWP_PART void convolution(const Convolution<T>& o, int64_t unit) {
   }
 }
 
-FWP_CLONES void convolve(const Convolution<float>& o, int64_t unit) { convolution<float, false>(o, unit); }
-FWP_CLONES void convolve(const Convolution<double>& o, int64_t unit) { convolution<double, false>(o, unit); }
-FWP_CLONES void convolve_back(const Convolution<float>& o, int64_t unit) { convolution<float, true>(o, unit); }
-FWP_CLONES void convolve_back(const Convolution<double>& o, int64_t unit) { convolution<double, true>(o, unit); }
+template <typename T>
+FWP_PART void convolution_units(const Convolution<T>& o, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) convolution<T, false>(o, unit);
+}
+
+template <typename T>
+FWP_PART void convolution_units_back(const Convolution<T>& o, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) convolution<T, true>(o, unit);
+}
+
+FWP_KERNEL(convolve, convolution_units, Convolution)
+FWP_KERNEL(convolve_back, convolution_units_back, Convolution)
 
 // ---- normalisation ----
 
@@ -283,9 +317,9 @@ struct Normalisation {
 };
 
 template <typename T>
-FWP_PART void normalisation(const Normalisation<T>& o, int64_t unit) {
-  const int64_t n = o.n, end = std::min(o.rows, (unit + 1) * o.rows_of_unit());
-  for (int64_t row = unit * o.rows_of_unit(); row < end; ++row) {
+FWP_PART void normalisation(const Normalisation<T>& o, int64_t begin, int64_t end) {
+  const int64_t n = o.n, last = std::min(o.rows, end * o.rows_of_unit());
+  for (int64_t row = begin * o.rows_of_unit(); row < last; ++row) {
     const T* x = o.x + row * n;
     T* y = o.y + row * n;
     T scale;
@@ -305,11 +339,11 @@ FWP_PART void normalisation(const Normalisation<T>& o, int64_t unit) {
 
 // With u the gradient times the gain and s the scale: s (u - x s^2 <u, x>), over n for the mean, and s (u - s <u, x>) for a plain sum.
 template <typename T>
-FWP_PART void normalisation_back(const Normalisation<T>& o, int64_t unit) {
-  const int64_t n = o.n, end = std::min(o.rows, (unit + 1) * o.rows_of_unit());
-  T* dgain = o.dgain == nullptr ? nullptr : o.dgain + unit * n;
-  if (dgain != nullptr) std::memset(dgain, 0, n * sizeof(T));
-  for (int64_t row = unit * o.rows_of_unit(); row < end; ++row) {
+FWP_PART void normalisation_back(const Normalisation<T>& o, int64_t begin, int64_t end) {
+  const int64_t n = o.n, last = std::min(o.rows, end * o.rows_of_unit());
+  for (int64_t row = begin * o.rows_of_unit(); row < last; ++row) {
+    T* dgain = o.dgain == nullptr ? nullptr : o.dgain + row / o.rows_of_unit() * n;
+    if (dgain != nullptr && row % o.rows_of_unit() == 0) std::memset(dgain, 0, n * sizeof(T));
     const T* x = o.x + row * n;
     const T* g = o.g + row * n;
     T* dx = o.dx + row * n;
@@ -336,10 +370,8 @@ FWP_PART void normalisation_back(const Normalisation<T>& o, int64_t unit) {
   }
 }
 
-FWP_CLONES void normalise(const Normalisation<float>& o, int64_t unit) { normalisation<float>(o, unit); }
-FWP_CLONES void normalise(const Normalisation<double>& o, int64_t unit) { normalisation<double>(o, unit); }
-FWP_CLONES void normalise_back(const Normalisation<float>& o, int64_t unit) { normalisation_back<float>(o, unit); }
-FWP_CLONES void normalise_back(const Normalisation<double>& o, int64_t unit) { normalisation_back<double>(o, unit); }
+FWP_KERNEL(normalise, normalisation, Normalisation)
+FWP_KERNEL(normalise_back, normalisation_back, Normalisation)
 
 // ---- gate ----
 
@@ -371,10 +403,8 @@ FWP_PART void gate_back(const Gate<T>& o, int64_t begin, int64_t end) {
   }
 }
 
-FWP_CLONES void gated(const Gate<float>& o, int64_t begin, int64_t end) { gate<float>(o, begin, end); }
-FWP_CLONES void gated(const Gate<double>& o, int64_t begin, int64_t end) { gate<double>(o, begin, end); }
-FWP_CLONES void gated_back(const Gate<float>& o, int64_t begin, int64_t end) { gate_back<float>(o, begin, end); }
-FWP_CLONES void gated_back(const Gate<double>& o, int64_t begin, int64_t end) { gate_back<double>(o, begin, end); }
+FWP_KERNEL(gated, gate, Gate)
+FWP_KERNEL(gated_back, gate_back, Gate)
 
 // ---- tensors ----
 
@@ -443,13 +473,11 @@ struct Given {
     return o;
   }
 
-  // Runs `f` on all units, on as many threads as they are worth.
-  template <typename T, typename F>
-  void run(const Convolution<T>& o, F&& f) const {
+  // Runs `kernel` on all units, on as many threads as they are worth.
+  template <typename T>
+  void run(const Convolution<T>& o, void (*kernel)(const Convolution<T>&, int64_t, int64_t)) const {
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, o.time * kChannels));
-    at::parallel_for(0, x.size(0) * o.blocks(), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) f(o, unit);
-    });
+    at::parallel_for(0, x.size(0) * o.blocks(), grain, [&](int64_t begin, int64_t end) { kernel(o, begin, end); });
   }
 };
 
@@ -475,11 +503,10 @@ struct Rows {
     return o;
   }
 
-  template <typename T, typename F>
-  void run(const Normalisation<T>& o, F&& f) const {
-    at::parallel_for(0, o.units(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) f(o, unit);
-    });
+  // Runs `kernel` on all units, on as many threads as they are worth.
+  template <typename T>
+  void run(const Normalisation<T>& o, void (*kernel)(const Normalisation<T>&, int64_t, int64_t)) const {
+    at::parallel_for(0, o.units(), 1, [&](int64_t begin, int64_t end) { kernel(o, begin, end); });
   }
 };
 
@@ -510,7 +537,7 @@ char* fwp_convolution(const Tensor* x, const Tensor* kernel, const Tensor* ring,
       using T = decltype(zero);
       auto o = given.operation<T>(silu);
       o.y = result.mutable_data_ptr<T>(), o.y_batch = result.stride(0), o.y_time = result.stride(1);
-      given.run(o, [](const Convolution<T>& o, int64_t unit) { convolve(o, unit); });
+      given.run(o, &convolve<T>);
     });
     *y = new Tensor(result);
   });
@@ -534,7 +561,7 @@ char* fwp_convolution_back(const Tensor* g, const Tensor* x, const Tensor* kerne
       o.dx = to.mutable_data_ptr<T>(), o.dx_batch = to.stride(0), o.dx_time = to.stride(1);
       o.dkernel = parts.mutable_data_ptr<T>();
       if (before.defined()) o.dring = before.mutable_data_ptr<T>();
-      given.run(o, [](const Convolution<T>& o, int64_t unit) { convolve_back(o, unit); });
+      given.run(o, &convolve_back<T>);
       taps = sum_parts<T>(parts, given.kernel.sizes());
     });
     *dx = new Tensor(to);
@@ -553,7 +580,7 @@ char* fwp_normalise(const Tensor* x, const Tensor* gain, int32_t norm, double ep
       using T = decltype(zero);
       auto o = rows.operation<T>(static_cast<Norm>(norm), eps);
       o.y = result.mutable_data_ptr<T>();
-      rows.run(o, [](const Normalisation<T>& o, int64_t unit) { normalise(o, unit); });
+      rows.run(o, &normalise<T>);
     });
     *y = new Tensor(result);
   });
@@ -577,7 +604,7 @@ char* fwp_normalise_back(const Tensor* g, const Tensor* x, const Tensor* gain, i
         parts = at::empty({o.units(), o.n}, to.options());
         o.dgain = parts.mutable_data_ptr<T>();
       }
-      rows.run(o, [](const Normalisation<T>& o, int64_t unit) { normalise_back(o, unit); });
+      rows.run(o, &normalise_back<T>);
       if (gain != nullptr) of_gain = sum_parts<T>(parts, {o.n});
     });
     *dx = new Tensor(to);
