@@ -31,8 +31,8 @@ fn main() {
         // at::parallel_for is a header template under #ifdef _OPENMP: without this flag it
         // compiles and quietly runs on one thread.
         .flag("-fopenmp")
-        // Nobody reads the flags of floating-point exceptions; with them, choices inside of loops are taken apart.
-        .flag("-fno-trapping-math")
+        // Nobody reads errno or the flags of floating-point exceptions; with them, loops with roots and choices are taken apart.
+        .flags(["-fno-trapping-math", "-fno-math-errno"])
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))

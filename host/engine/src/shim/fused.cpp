@@ -309,7 +309,7 @@ struct Normalisation {
   // Of the backward pass only.
   const T* g;
   T* dx;
-  T* dgain;  // [units, n], a part for every unit; or null
+  T* dgain;  // [units, n], a part for every unit; null without a gain
 
   // By the size of a row alone.
   int64_t rows_of_unit() const { return std::max<int64_t>(1, kGrain / n); }
@@ -320,8 +320,8 @@ template <typename T>
 FWP_PART void normalisation(const Normalisation<T>& o, int64_t begin, int64_t end) {
   const int64_t n = o.n, last = std::min(o.rows, end * o.rows_of_unit());
   for (int64_t row = begin * o.rows_of_unit(); row < last; ++row) {
-    const T* x = o.x + row * n;
-    T* y = o.y + row * n;
+    const T* __restrict x = o.x + row * n;
+    T* __restrict y = o.y + row * n;
     T scale;
     if (o.norm == Norm::kSum) {
       scale = T(1) / (sum_of<T, false, false>(x, nullptr, nullptr, n) + T(o.eps));
@@ -342,12 +342,12 @@ template <typename T>
 FWP_PART void normalisation_back(const Normalisation<T>& o, int64_t begin, int64_t end) {
   const int64_t n = o.n, last = std::min(o.rows, end * o.rows_of_unit());
   for (int64_t row = begin * o.rows_of_unit(); row < last; ++row) {
-    T* dgain = o.dgain == nullptr ? nullptr : o.dgain + row / o.rows_of_unit() * n;
+    T* __restrict dgain = o.dgain == nullptr ? nullptr : o.dgain + row / o.rows_of_unit() * n;
     if (dgain != nullptr && row % o.rows_of_unit() == 0) std::memset(dgain, 0, n * sizeof(T));
-    const T* x = o.x + row * n;
-    const T* g = o.g + row * n;
-    T* dx = o.dx + row * n;
-    const T* gain = o.gain;
+    const T* __restrict x = o.x + row * n;
+    const T* __restrict g = o.g + row * n;
+    T* __restrict dx = o.dx + row * n;
+    const T* __restrict gain = o.gain;
     const T along = gain == nullptr ? sum_of<T, true, false>(g, x, nullptr, n) : sum_of<T, true, true>(g, x, gain, n);
     T scale, of_x = 0, of_one = 0;
     if (o.norm == Norm::kSum) {
@@ -362,10 +362,10 @@ FWP_PART void normalisation_back(const Normalisation<T>& o, int64_t begin, int64
     if (gain == nullptr) {
       for (int64_t i = 0; i < n; ++i) dx[i] = scale * (g[i] - x[i] * of_x - of_one);
     } else {
-      for (int64_t i = 0; i < n; ++i) dx[i] = scale * (g[i] * gain[i] - x[i] * of_x - of_one);
-    }
-    if (dgain != nullptr) {
-      for (int64_t i = 0; i < n; ++i) dgain[i] += g[i] * x[i] * scale;
+      for (int64_t i = 0; i < n; ++i) {
+        dx[i] = scale * (g[i] * gain[i] - x[i] * of_x - of_one);
+        dgain[i] += g[i] * x[i] * scale;
+      }
     }
   }
 }
