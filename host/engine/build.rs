@@ -8,7 +8,9 @@ fn main() {
     println!("cargo:rustc-link-arg-tests=-Wl,-z,muldefs");
 
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=src/shim/shim.cpp");
+    for file in ["shim.cpp", "fused.cpp", "guard.h"] {
+        println!("cargo:rerun-if-changed=src/shim/{file}");
+    }
 
     // `torch-sys` declares `links = "tch"`, so cargo hands its library folder to direct dependents.
     let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect(
@@ -24,14 +26,17 @@ fn main() {
         .std("c++17")
         .pic(true)
         .warnings(false)
-        .opt_level(2)
+        // The loops of fused.cpp are made into vectors at this level.
+        .opt_level(3)
         // at::parallel_for is a header template under #ifdef _OPENMP: without this flag it
         // compiles and quietly runs on one thread.
         .flag("-fopenmp")
+        // Nobody reads errno or the flags of floating-point exceptions; with them, loops with roots and choices are taken apart.
+        .flags(["-fno-trapping-math", "-fno-math-errno"])
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/shim/shim.cpp");
+        .files(["src/shim/shim.cpp", "src/shim/fused.cpp"]);
     build.compile("fwp_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

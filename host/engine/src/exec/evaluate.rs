@@ -7,6 +7,7 @@ use fwp_program::{block, child};
 use fwp_sdk::program::{Function, NodeId, Op, Parameter, Scope, Type};
 use tch::{Kind, Tensor};
 
+use super::joint::{Step, Steps};
 use super::ops;
 use super::prepared::Prepared;
 use super::value::{Datum, Lead, Precision, Value};
@@ -42,6 +43,8 @@ pub struct Place<'a> {
     pub types: Option<&'a [Type]>,
     /// The node's operands.
     pub operands: &'a [NodeId],
+    /// Whether SiLU follows in the same operation.
+    pub silu: bool,
 }
 
 impl<'a> Place<'a> {
@@ -69,7 +72,8 @@ pub fn function(
     arguments: &[Datum],
 ) -> Result<Vec<Datum>> {
     let types = &prepared.types.nodes[index];
-    evaluated(around, prepared, &prepared.program.functions[index], Some(types), prefix, layer, arguments)
+    let f = &prepared.program.functions[index];
+    evaluated(around, prepared, f, &prepared.steps[index], Some(types), prefix, layer, arguments)
 }
 
 /// Evaluates a function that was derived from the program.
@@ -81,13 +85,15 @@ pub fn nodes(
     layer: usize,
     arguments: &[Datum],
 ) -> Result<Vec<Datum>> {
-    evaluated(around, prepared, f, None, prefix, layer, arguments)
+    evaluated(around, prepared, f, &Steps::apart(f), None, prefix, layer, arguments)
 }
 
+#[expect(clippy::too_many_arguments, reason = "what `function` and `nodes` have found")]
 fn evaluated(
     around: &dyn Surroundings,
     prepared: &Prepared,
     f: &Function,
+    steps: &Steps,
     types: Option<&[Type]>,
     prefix: &str,
     layer: usize,
@@ -96,20 +102,30 @@ fn evaluated(
     ensure!(arguments.len() == f.arguments.len(), "internal: function `{}` takes {} values", f.name, f.arguments.len());
     // A value is dropped after its last use: without gradients that bounds memory by what is alive.
     let mut uses = vec![0u32; f.nodes.len()];
-    f.nodes.iter().flat_map(|n| &n.operands).for_each(|o| uses[*o as usize] += 1);
+    steps.operands.iter().flatten().for_each(|o| uses[*o as usize] += 1);
     f.outputs.iter().for_each(|o| uses[o.node as usize] += 1);
     let mut values: Vec<Option<Datum>> = Vec::with_capacity(f.nodes.len());
     for (i, node) in f.nodes.iter().enumerate() {
+        let ids = &steps.operands[i];
         let operands: Vec<&Datum> =
-            node.operands.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
-        let at = Place { prepared, prefix, node: i, layer, types, operands: &node.operands };
-        let value = match &node.op {
-            Op::Argument { index } => Ok(arguments[*index as usize].clone()),
-            Op::Parameter { index } => parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value),
-            op => one(around, &at, op, &operands),
+            ids.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
+        let at = Place { prepared, prefix, node: i, layer, types, operands: ids, silu: false };
+        let value = match (steps.steps[i], &node.op) {
+            (Step::WithUser, _) => {
+                values.push(None);
+                continue;
+            }
+            (Step::Alone, Op::Argument { index }) => Ok(arguments[*index as usize].clone()),
+            (Step::Alone, Op::Parameter { index }) => parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value),
+            (Step::Alone, op) => one(around, &at, op, &operands),
+            // Under the name of the convolution, which may have something to remember.
+            (Step::ConvSilu { conv }, _) => {
+                around.special(&Place { node: conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+            }
+            (step, _) => joint(f, step, &operands),
         };
         let value = value.with_context(|| failed(prepared, f, i))?;
-        for o in &node.operands {
+        for o in ids {
             uses[*o as usize] -= 1;
             if uses[*o as usize] == 0 {
                 values[*o as usize] = None;
@@ -118,6 +134,15 @@ fn evaluated(
         values.push((uses[i] > 0).then_some(value));
     }
     Ok(f.outputs.iter().map(|o| values[o.node as usize].clone().expect("outputs are kept")).collect())
+}
+
+/// Several nodes that need nothing but their operands.
+fn joint(f: &Function, step: Step, operands: &[&Datum]) -> Result<Datum> {
+    let (a, b) = (operands[0].value()?, operands[1].value()?);
+    Ok(Datum::Value(match step {
+        Step::Gain { norm } => ops::normalise(&f.nodes[norm as usize].op, a, Some(b))?,
+        _ => ops::gate(a, b)?,
+    }))
 }
 
 /// Where a computation failed, in the plugin's own words.

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`value`] | tensors with the leading axes that the host adds |
 //! | [`ops`] | operators that need nothing but their operands |
+//! | [`fused`] | operations in one pass over memory, where libtorch needs several |
+//! | [`joint`] | which nodes of a function are carried out together |
 //! | [`solve`] | conjugate gradients with an implicit backward |
 //! | [`time`] | operators along a slow net's sequence axis |
 //! | [`evaluate`] | functions: parameters, calls, loops, blocks, cells |
@@ -22,6 +24,8 @@
 pub mod choose;
 pub mod chunk;
 pub mod evaluate;
+pub mod fused;
+pub mod joint;
 pub mod kernel;
 pub mod ops;
 pub mod plan;

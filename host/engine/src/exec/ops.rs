@@ -4,8 +4,10 @@ use anyhow::{Result, bail};
 use fwp_sdk::program::Op;
 use tch::{Kind, Tensor};
 
+use super::fused;
 use super::solve;
 use super::value::{Lead, Precision, Value, joined};
+use crate::shim::fused::Norm;
 
 /// Applies an operator that needs nothing but its operands.
 pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
@@ -100,26 +102,36 @@ pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
         Softmax { axis } => Value::new(x[0].tensor.f_softmax(x[0].dim(*axis), None)?, x[0].lead),
         LogSoftmax { axis } => Value::new(x[0].tensor.f_log_softmax(x[0].dim(*axis), None)?, x[0].lead),
         LogSumExp { axis } => Value::new(x[0].tensor.f_logsumexp(x[0].dim(*axis), false)?, x[0].lead),
-        RmsNorm { eps } => {
-            let size = x[0].shape()[x[0].rank() - 1];
-            Value::new(x[0].tensor.f_rms_norm(size, None::<Tensor>, Some(*eps))?, x[0].lead)
-        }
+        RmsNorm { .. } | L2Normalise { .. } | SumNormalise { .. } => normalise(op, x[0], None)?,
         LayerNorm { eps } => {
             let size = x[0].shape()[x[0].rank() - 1];
             Value::new(x[0].tensor.f_layer_norm(size, None::<Tensor>, None::<Tensor>, *eps, false)?, x[0].lead)
         }
-        L2Normalise { eps } => {
-            let t = &x[0].tensor;
-            let length = t.f_square()?.f_sum_dim_intlist(-1, true, None)?.f_add_scalar(*eps)?.f_rsqrt()?;
-            Value::new(t.f_mul(&length)?, x[0].lead)
-        }
-        SumNormalise { eps } => {
-            let t = &x[0].tensor;
-            Value::new(t.f_div(&t.f_sum_dim_intlist(-1, true, None)?.f_add_scalar(*eps)?)?, x[0].lead)
-        }
         Rotary { base, interleaved } => rotary(x[0], x[1], *base, *interleaved)?,
         other => bail!("internal: operator `{}` needs more than its operands", other.name()),
     })
+}
+
+/// A normalisation over the last axis, and then perhaps times a gain, a vector of that size.
+pub fn normalise(op: &Op, x: &Value, gain: Option<&Value>) -> Result<Value> {
+    let (norm, eps) = match op {
+        Op::RmsNorm { eps } => (Norm::Rms, *eps),
+        Op::L2Normalise { eps } => (Norm::L2, *eps),
+        Op::SumNormalise { eps } => (Norm::Sum, *eps),
+        other => bail!("internal: `{}` is no normalisation", other.name()),
+    };
+    let of_all = gain.filter(|w| w.lead == Lead::NONE).map(|w| &w.tensor);
+    let y = Value::new(fused::normalise(&x.tensor, of_all, norm, eps)?, x.lead);
+    match gain {
+        // A gain of every sample, which a head of a rule may have.
+        Some(w) if of_all.is_none() => elementwise(&[&y, w], |t| binary(&Op::Mul, &t[0], &t[1])),
+        _ => Ok(y),
+    }
+}
+
+/// a sigmoid(a) b, element by element.
+pub fn gate(a: &Value, b: &Value) -> Result<Value> {
+    elementwise(&[a, b], |t| fused::gate(&t[0], &t[1]))
 }
 
 /// Sizes as libtorch takes them.

@@ -8,6 +8,7 @@ use fwp_program::{ModelPrograms, Separation, SlotPrograms};
 use fwp_sdk::program::shape::{self, Types};
 use fwp_sdk::program::{Function, Output, Program, RuleInput, Type, entry};
 
+use super::joint::Steps;
 use super::plan::{StepPlan, declared, read_earlier};
 
 /// A program with the types of its nodes.
@@ -16,6 +17,8 @@ pub struct Prepared {
     pub program: Program,
     /// Types of all nodes.
     pub types: Types,
+    /// What is done at each node of each function.
+    pub steps: Vec<Steps>,
 }
 
 impl Prepared {
@@ -23,7 +26,13 @@ impl Prepared {
     pub fn new(program: &Program) -> Result<Prepared> {
         let program = fwp_program::expand_gradients(program)?;
         let types = shape::types(&program).map_err(anyhow::Error::msg)?;
-        Ok(Prepared { program, types })
+        Ok(Prepared::typed(program, types))
+    }
+
+    /// A program without gradient nodes whose types are known.
+    pub fn typed(program: Program, types: Types) -> Prepared {
+        let steps = program.functions.iter().zip(&types.nodes).map(|(f, types)| Steps::joint(f, types)).collect();
+        Prepared { program, types, steps }
     }
 
     /// The function entered under this name.
@@ -134,7 +143,7 @@ impl Slot {
         };
         let step = StepPlan::sunk(&program, function, plan.states.clone())?;
         let types = shape::types(&program)?;
-        Ok(Slot::walked(self.name.clone(), self.shared.clone(), self.key, Prepared { program, types }, step))
+        Ok(Slot::walked(self.name.clone(), self.shared.clone(), self.key, Prepared::typed(program, types), step))
     }
 
     /// A slot that is only walked, by this plan.
@@ -143,7 +152,7 @@ impl Slot {
         Slot {
             name,
             shared,
-            map: Prepared { program: nothing, types: Types { functions: vec![], nodes: vec![] } },
+            map: Prepared::typed(nothing, Types { functions: vec![], nodes: vec![] }),
             rule,
             key,
             step: Arc::new(step),

@@ -6,6 +6,7 @@
 use anyhow::{Result, bail};
 use tch::{Kind, Tensor};
 
+use super::fused;
 use super::value::{Lead, Value};
 
 /// Resets and carried values of one call.
@@ -17,34 +18,35 @@ pub struct Along<'a> {
 }
 
 impl Along<'_> {
-    /// Numbers of the sequences in a row, `[batch, before + time]`; steps before the call belong to sequence 0.
+    /// Numbers of the sequences in a row, `[batch, before + time]`, where there are resets.
     fn sequences(&self, before: i64) -> Result<Option<Tensor>> {
-        let Some(reset) = self.reset else { return Ok(None) };
-        let numbers = reset.f_to_kind(Kind::Int64)?.f_cumsum(1, None)?;
-        let zeros = Tensor::f_zeros([numbers.size()[0], before], (Kind::Int64, numbers.device()))?;
-        Ok(Some(Tensor::f_cat(&[zeros, numbers], 1)?))
+        self.reset.map(|r| sequences(r, before)).transpose()
     }
 
-    /// The last `n` earlier values (zeros where there are none) before the values of this call, and the ring for the next call.
-    fn with_ring(&self, x: &Tensor, n: i64, sequences: &Option<Tensor>) -> Result<(Tensor, Tensor)> {
-        let ring = match self.carried {
-            Some(c) => c[0].shallow_clone(),
+    /// The last `n` values before the next call: of this one's `x`, and of the last one's where it is too short.
+    fn ring(&self, x: &Tensor, n: i64) -> Result<Tensor> {
+        let time = x.size()[1];
+        let next = match self.carried {
+            _ if time >= n => x.f_narrow(1, time - n, n)?,
+            Some(c) => Tensor::f_cat(&[&c[0].f_narrow(1, time, n - time)?, x], 1)?,
             None => {
                 let mut shape = x.size();
-                shape[1] = n;
-                Tensor::f_zeros(shape, (x.kind(), x.device()))?
+                shape[1] = n - time;
+                Tensor::f_cat(&[&Tensor::f_zeros(shape, (x.kind(), x.device()))?, x], 1)?
             }
         };
-        let all = Tensor::f_cat(&[&ring, x], 1)?;
-        let length = all.size()[1];
-        let next = all.f_narrow(1, length - n, n)?;
         // The next call must not see what lies before a reset of this one.
-        let next = match sequences {
-            Some(s) => zero_unless(&s.f_narrow(1, length - n, n)?.f_eq_tensor(&s.f_narrow(1, length - 1, 1)?)?, &next)?,
-            None => next,
-        };
-        Ok((all, next))
+        let Some(s) = self.sequences(n)? else { return Ok(next) };
+        let (first, last) = (s.f_narrow(1, time, n)?, s.f_narrow(1, n + time - 1, 1)?);
+        zero_unless(&first.f_eq_tensor(&last)?, &next)
     }
+}
+
+/// Numbers of the sequences in a row, `[batch, before + time]`, from resets `[batch, time]`; steps before the call belong to sequence 0.
+pub(super) fn sequences(reset: &Tensor, before: i64) -> Result<Tensor> {
+    let numbers = reset.f_to_kind(Kind::Int64)?.f_cumsum(1, None)?;
+    let zeros = Tensor::f_zeros([numbers.size()[0], before], (Kind::Int64, numbers.device()))?;
+    Ok(Tensor::f_cat(&[zeros, numbers], 1)?)
 }
 
 /// `x` `[batch, time, ...]` where the mask `[batch, time]` holds, else zero. Chosen and not multiplied: NaN times zero is NaN.
@@ -55,7 +57,7 @@ fn zero_unless(mask: &Tensor, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Zero where step t and step t - `by` belong to different sequences; `x` holds step t - `by` at t.
-fn cut(x: Tensor, sequences: &Option<Tensor>, by: i64, before: i64) -> Result<Tensor> {
+pub(super) fn cut(x: Tensor, sequences: &Option<Tensor>, by: i64, before: i64) -> Result<Tensor> {
     let Some(s) = sequences else { return Ok(x) };
     let time = x.size()[1];
     zero_unless(&s.f_narrow(1, before, time)?.f_eq_tensor(&s.f_narrow(1, before - by, time)?)?, &x)
@@ -65,31 +67,25 @@ fn cut(x: Tensor, sequences: &Option<Tensor>, by: i64, before: i64) -> Result<Te
 pub fn shift(x: &Value, steps: usize, along: &Along<'_>) -> Result<(Value, Vec<Tensor>)> {
     let n = steps as i64;
     let time = x.tensor.size()[1];
-    let sequences = along.sequences(n)?;
-    let (all, ring) = along.with_ring(&x.tensor, n, &sequences)?;
-    let y = cut(all.f_narrow(1, 0, time)?, &sequences, n, n)?;
-    Ok((Value::new(y, x.lead), vec![ring]))
+    let before = match along.carried {
+        Some(c) => c[0].shallow_clone(),
+        None => {
+            let mut shape = x.tensor.size();
+            shape[1] = n;
+            Tensor::f_zeros(shape, (x.tensor.kind(), x.tensor.device()))?
+        }
+    };
+    let all = Tensor::f_cat(&[&before, &x.tensor], 1)?;
+    let y = cut(all.f_narrow(1, 0, time)?, &along.sequences(n)?, n, n)?;
+    Ok((Value::new(y, x.lead), vec![along.ring(&x.tensor, n)?]))
 }
 
-/// Depthwise causal convolution of x `[batch, time, c]` with kernel `[c, width]`.
-///
-/// A sum of `width` products of whole sequences: for the few steps of a short convolution that is several times faster on a CPU than the library's grouped convolution.
-pub fn causal_conv(x: &Value, kernel: &Value, along: &Along<'_>) -> Result<(Value, Vec<Tensor>)> {
-    let width = kernel.tensor.size()[1];
-    let time = x.tensor.size()[1];
-    let sequences = along.sequences(width - 1)?;
-    let (all, ring) = along.with_ring(&x.tensor, width - 1, &sequences)?;
-    let columns = kernel.tensor.f_transpose(0, 1)?.f_contiguous()?.f_unbind(0)?;
-    let mut y: Option<Tensor> = None;
-    for (j, column) in columns.iter().enumerate() {
-        let back = width - 1 - j as i64;
-        let seen = cut(all.f_narrow(1, j as i64, time)?, &sequences, back, width - 1)?;
-        y = Some(match y {
-            None => seen.f_mul(column)?,
-            Some(y) => y.f_addcmul(&seen, column)?,
-        });
-    }
-    Ok((Value::new(y.map_or_else(|| x.tensor.f_zeros_like(), Ok)?, x.lead), vec![ring]))
+/// Depthwise causal convolution of x `[batch, time, c]` with kernel `[c, width]`, and then perhaps SiLU.
+pub fn causal_conv(x: &Value, kernel: &Value, silu: bool, along: &Along<'_>) -> Result<(Value, Vec<Tensor>)> {
+    let ring = along.carried.map(|c| &c[0]);
+    let y = fused::causal_conv(&x.tensor, &kernel.tensor, ring, along.reset, silu)?;
+    let next = along.ring(&x.tensor, kernel.tensor.size()[1] - 1)?;
+    Ok((Value::new(y, x.lead), vec![next]))
 }
 
 /// Place in the sequence, `[batch, time]` integers.

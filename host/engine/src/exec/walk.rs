@@ -327,7 +327,15 @@ fn compute(around: &InStep<'_>, plan: &StepPlan, i: usize, inputs: &[Value], val
             op => {
                 let operands: Option<Vec<&Datum>> = node.operands.iter().map(|o| values[*o as usize].as_ref()).collect();
                 let operands = operands.context("internal: an operand is not there")?;
-                let at = Place { prepared, prefix: &weights.prefix, node: i, layer: 0, types: None, operands: &node.operands };
+                let at = Place {
+                    prepared,
+                    prefix: &weights.prefix,
+                    node: i,
+                    layer: 0,
+                    types: None,
+                    operands: &node.operands,
+                    silu: false,
+                };
                 evaluate::one(around, &at, op, &operands)
             }
         }

@@ -72,7 +72,7 @@ impl Cell {
             })
         });
         let plan = StepPlan::new(program, step(from, states), walk.collect::<Option<_>>()?).ok()?;
-        let rule = Prepared { program: program.clone(), types: shape::types(program).ok()? };
+        let rule = Prepared::typed(program.clone(), shape::types(program).ok()?);
         Some(Cell { slot: Arc::new(Slot::of_cell(rule, plan)), states })
     }
 

@@ -554,7 +554,7 @@ impl Surroundings for InNet<'_> {
         match op {
             Op::Shift { steps } => self.remembering(at, length(0)?, |a| time::shift(operands[0].value()?, *steps, a)),
             Op::CausalConv => {
-                self.remembering(at, length(0)?, |a| time::causal_conv(operands[0].value()?, operands[1].value()?, a))
+                self.remembering(at, length(0)?, |a| time::causal_conv(operands[0].value()?, operands[1].value()?, at.silu, a))
             }
             Op::Position => self.remembering(at, length(0)?, |a| time::position(&operands[0].value()?.tensor, a)),
             Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),

@@ -89,6 +89,55 @@ unsafe extern "C" {
 
     pub(super) fn fwp_set_random_state(device: i32, state: *const C_tensor) -> *mut c_char;
 
+    pub(super) fn fwp_convolution(
+        x: *const C_tensor,
+        kernel: *const C_tensor,
+        ring: *const C_tensor,
+        reset: *const C_tensor,
+        silu: bool,
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_convolution_back(
+        g: *const C_tensor,
+        x: *const C_tensor,
+        kernel: *const C_tensor,
+        ring: *const C_tensor,
+        reset: *const C_tensor,
+        silu: bool,
+        dx: *mut *mut C_tensor,
+        dkernel: *mut *mut C_tensor,
+        dring: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_normalise(
+        x: *const C_tensor,
+        gain: *const C_tensor,
+        norm: i32,
+        eps: f64,
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_normalise_back(
+        g: *const C_tensor,
+        x: *const C_tensor,
+        gain: *const C_tensor,
+        norm: i32,
+        eps: f64,
+        dx: *mut *mut C_tensor,
+        dgain: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_gate(a: *const C_tensor, b: *const C_tensor, y: *mut *mut C_tensor) -> *mut c_char;
+
+    pub(super) fn fwp_gate_back(
+        g: *const C_tensor,
+        a: *const C_tensor,
+        b: *const C_tensor,
+        da: *mut *mut C_tensor,
+        db: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
     pub(super) fn fwp_parallel_for(count: i64, grain: i64, closure: *mut c_void, body: RangeCallback) -> *mut c_char;
 }
 

@@ -1,10 +1,11 @@
 //! What the Rust binding of libtorch lacks, with a safe face.
 //!
-//! `shim.cpp` is linked into the engine; nothing else in the project is C++ and no other module has unsafe code.
+//! `shim.cpp` and `fused.cpp` are linked into the engine; nothing else in the project is C++.
 //!
 //! - [`custom_function`]: an operation with a backward pass written in Rust.
 //! - [`checkpoint`]: a segment that is computed again in the backward pass instead of being kept.
 //! - [`gradients`]: gradients of several outputs with given output gradients.
+//! - [`fused`]: operations that libtorch only has in pieces, forward and backward.
 //! - [`fused_adam`], [`global_norm`], [`clip`]: the optimiser's arithmetic in a few large operations.
 //! - [`RandomState`]: the state of libtorch's random generators.
 //! - [`parallel_for`]: a Rust closure on libtorch's own threads.
@@ -15,6 +16,7 @@ mod checkpoint;
 mod error;
 mod ffi;
 mod function;
+pub mod fused;
 mod gradient;
 mod optimise;
 mod parallel;

@@ -1,0 +1,98 @@
+//! Nodes of a function that are carried out together, because one pass over memory does the work of several.
+//!
+//! | nodes | as |
+//! |---|---|
+//! | causal convolution, then SiLU | [`Step::ConvSilu`] |
+//! | a normalisation over the last axis, then a product with a vector (repeated over the axes before) | [`Step::Gain`] |
+//! | SiLU, then a product | [`Step::Gate`] |
+//!
+//! The first has no other user and is no result: nobody sees it apart.
+//! What a plugin describes stays as it is, and so do the names under which values are carried over.
+
+use fwp_sdk::program::{Function, NodeId, Op, Type};
+
+/// What is done at a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Its operator.
+    Alone,
+    /// Nothing: its one user does it.
+    WithUser,
+    /// The convolution `conv`, then SiLU.
+    ConvSilu {
+        /// The convolution.
+        conv: NodeId,
+    },
+    /// The normalisation `norm`, times a vector.
+    Gain {
+        /// The normalisation.
+        norm: NodeId,
+    },
+    /// a sigmoid(a) b.
+    Gate,
+}
+
+/// The steps of a function, node by node.
+pub struct Steps {
+    /// What is done at each node.
+    pub steps: Vec<Step>,
+    /// On which nodes.
+    pub operands: Vec<Vec<NodeId>>,
+}
+
+impl Steps {
+    /// Every node by itself.
+    pub fn apart(f: &Function) -> Steps {
+        let operands = f.nodes.iter().map(|n| n.operands.clone()).collect();
+        Steps { steps: vec![Step::Alone; f.nodes.len()], operands }
+    }
+
+    /// Joined where one pass serves; `types` are those of the nodes.
+    pub fn joint(f: &Function, types: &[Type]) -> Steps {
+        let mut made = Steps::apart(f);
+        let mut uses = vec![0u32; f.nodes.len()];
+        f.nodes.iter().flat_map(|n| &n.operands).for_each(|o| uses[*o as usize] += 1);
+        f.outputs.iter().for_each(|o| uses[o.node as usize] += 1);
+        for (i, node) in f.nodes.iter().enumerate() {
+            let op = |n: NodeId| &f.nodes[n as usize].op;
+            let free = |n: NodeId| uses[n as usize] == 1 && made.steps[n as usize] == Step::Alone;
+            // A product in either order.
+            let pairs = || match node.operands[..] {
+                [a, b] if node.op == Op::Mul => vec![(a, b), (b, a)],
+                _ => vec![],
+            };
+            let gain = |(norm, by): (NodeId, NodeId)| {
+                let is_norm = matches!(op(norm), Op::RmsNorm { .. } | Op::L2Normalise { .. } | Op::SumNormalise { .. });
+                Some((norm, repeated_vector(f, types, by)?)).filter(|_| is_norm && free(norm))
+            };
+            let operands_of = |n: NodeId| f.nodes[n as usize].operands.clone();
+            let found = if let ([conv], Op::Silu) = (&node.operands[..], &node.op) {
+                (free(*conv) && *op(*conv) == Op::CausalConv).then(|| (Step::ConvSilu { conv: *conv }, *conv, operands_of(*conv)))
+            } else if let Some((norm, by)) = pairs().into_iter().find_map(gain) {
+                Some((Step::Gain { norm }, norm, vec![operands_of(norm)[0], by]))
+            } else {
+                let gate = pairs().into_iter().find(|(a, _)| free(*a) && *op(*a) == Op::Silu);
+                gate.map(|(silu, by)| (Step::Gate, silu, vec![operands_of(silu)[0], by]))
+            };
+            if let Some((step, first, operands)) = found {
+                made.steps[first as usize] = Step::WithUser;
+                made.operands[first as usize].clear();
+                made.steps[i] = step;
+                made.operands[i] = operands;
+            }
+        }
+        made
+    }
+}
+
+/// The vector that a value is, or repeats over the axes before the last.
+fn repeated_vector(f: &Function, types: &[Type], mut node: NodeId) -> Option<NodeId> {
+    loop {
+        let n = &f.nodes[node as usize];
+        match (&types[node as usize], &n.op) {
+            (Type::Tensor(t), _) if t.shape.len() == 1 && t.axis.is_none() => return Some(node),
+            (Type::Tensor(t), Op::Expand { axis, .. }) if axis + 1 < t.shape.len() => node = n.operands[0],
+            _ => return None,
+        }
+    }
+}
