@@ -60,9 +60,14 @@ impl Engine {
         }
         // Threads that spin for long while they wait starve every other process of the machine; threads that sleep at once are
         // woken hundreds of times a step. So they spin for some tens of microseconds.
-        // libgomp reads this before `main`, so the engine cannot set it itself.
+        // libgomp and malloc read such variables before `main`, so the engine cannot set them itself.
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
             command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "1000");
+        }
+        // The same memory is wanted at every step: given back to the system in between, its pages are cleared and mapped anew.
+        let of_malloc = ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"];
+        if of_malloc.iter().all(|name| std::env::var_os(name).is_none()) {
+            command.envs(of_malloc.into_iter().zip(["1073741824", "33554432", "16777216"]));
         }
         // By this the engine knows whom to end with. Its thread must live as long as we do: the system watches the thread.
         command.env("FWP_HOST_PROCESS", std::process::id().to_string());

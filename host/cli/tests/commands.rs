@@ -40,6 +40,7 @@ at_most = 0.3
 const ENGINE: &str = r#"#!/bin/sh
 echo "$@" >> "$ENGINE_LOG"
 echo "OMP_WAIT_POLICY=$OMP_WAIT_POLICY GOMP_SPINCOUNT=$GOMP_SPINCOUNT" >> "$ENGINE_LOG"
+echo "MALLOC_TRIM_THRESHOLD_=$MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_=$MALLOC_TOP_PAD_" >> "$ENGINE_LOG"
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >> "$ENGINE_LOG"
 [ "$1" = apply ] && cp "$3" "$ENGINE_LOG.job" && cp "$(dirname "$3")"/*.fwp "$(dirname "$ENGINE_LOG")"
 if [ "$1" = train ]; then
@@ -92,6 +93,9 @@ impl Case {
             .env_remove("XDG_DATA_HOME")
             .env_remove("OMP_WAIT_POLICY")
             .env_remove("GOMP_SPINCOUNT")
+            .env_remove("MALLOC_TRIM_THRESHOLD_")
+            .env_remove("MALLOC_MMAP_THRESHOLD_")
+            .env_remove("MALLOC_TOP_PAD_")
             .env_remove("FWP_ZOO");
         command
     }
@@ -211,6 +215,7 @@ fn a_new_run_has_everything_that_training_needs() {
     let log = case.log();
     assert!(log.contains("train --run out --resume never --progress none"), "{log}");
     assert!(log.contains("OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000\n"), "{log}");
+    assert!(log.contains("MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=16777216\n"), "{log}");
     let torch = case.path("torch/lib");
     assert!(log.contains(&format!("LD_LIBRARY_PATH={}:{}", torch.display(), case.path("nvidia/cu13/lib").display())), "{log}");
 
@@ -229,11 +234,13 @@ fn a_new_run_has_everything_that_training_needs() {
 }
 
 #[test]
-fn the_users_own_wait_policy_stays() {
+fn the_users_own_settings_of_threads_and_memory_stay() {
     let case = Case::new();
-    let output = case.command("train --recipe mine --run-dir out").env("OMP_WAIT_POLICY", "active").output().unwrap();
-    assert!(output.status.success());
+    let output =
+        case.command("train --recipe mine --run-dir out").env("OMP_WAIT_POLICY", "active").env("MALLOC_TOP_PAD_", "0").output();
+    assert!(output.unwrap().status.success());
     assert!(case.log().contains("OMP_WAIT_POLICY=active GOMP_SPINCOUNT=\n"));
+    assert!(case.log().contains("MALLOC_TRIM_THRESHOLD_= MALLOC_TOP_PAD_=0\n"));
 }
 
 #[test]

@@ -119,6 +119,9 @@ impl Printer<'_> {
                 let start = match &starts[..] {
                     [one] => one.to_string(),
                     many if many.iter().all(|s| *s == many[0]) => many[0].to_string(),
+                    many if many.iter().zip(0..).all(|(s, b)| *s == many[0] + b * self.lay.block(lane) as i64) => {
+                        format!("blk * {} + {}", self.lay.block(lane), many[0])
+                    }
                     many => {
                         let name = self.global("int", many.iter().copied());
                         format!("{name}[blk]")
