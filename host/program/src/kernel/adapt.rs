@@ -18,24 +18,49 @@ fn reachable(g: &Graph, roots: impl Iterator<Item = Id>) -> Vec<bool> {
 }
 
 /// Cuts the adjoint off from the step: vectors and scalars of the step that it reads become leaves.
+/// What is one cheap operation away from others that are stored is not stored itself.
 pub fn save(low: &mut Lowered) {
-    let forward = reachable(&low.graph, low.kept.iter().chain(&low.next).copied());
+    let wanted: HashSet<Id> = cut(&mut low.graph.clone(), low, &HashSet::new()).saved.into_iter().map(|s| s.1).collect();
+    let given =
+        |g: &Graph, n: Id| wanted.contains(&n) || matches!(g.nodes[n].what, What::Leaf(Leaf::Argument(_)) | What::Const(_));
+    let cheap = |n: &Id| match &low.graph.nodes[*n] {
+        Node { what: What::Map(fun), operands, .. } => fun.cost() == 1 && operands.iter().all(|o| given(&low.graph, *o)),
+        _ => false,
+    };
+    let cheap: HashSet<Id> = wanted.iter().copied().filter(cheap).collect();
+    let mut graph = std::mem::take(&mut low.graph);
+    let parts = cut(&mut graph, low, &cheap);
+    low.graph = graph;
+    (low.state_gradients, low.argument_gradients) = (parts.state_gradients, parts.argument_gradients);
+    (low.saved, low.again, low.undo) = (parts.saved, parts.again, parts.before);
+}
+
+/// A step's adjoint apart from the step.
+struct Parts {
+    state_gradients: Vec<Id>,
+    argument_gradients: Vec<Option<Id>>,
+    /// States before the step from those after it.
+    before: Vec<Option<Id>>,
+    /// States after the step from those before it.
+    again: Vec<Option<Id>>,
+    /// Leaves and what they hold.
+    saved: Vec<(Id, Id)>,
+}
+
+fn cut(graph: &mut Graph, low: &Lowered, cheap: &HashSet<Id>) -> Parts {
+    let forward = reachable(graph, low.kept.iter().chain(&low.next).copied());
     let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
-    let mut cut = Cut { graph: &mut low.graph, forward, large: &large, undo: &low.undo, done: HashMap::new(), saved: Vec::new() };
+    let mut cut = Cut { graph, forward, large: &large, undo: &low.undo, cheap, done: HashMap::new(), saved: Vec::new() };
     if low.undo.iter().any(Option::is_some) {
         cut.done.extend(low.next.iter().enumerate().filter(|(i, _)| large[*i]).map(|(i, n)| (*n, cut.graph.after(i, *n))));
     }
-    for n in &mut low.state_gradients {
-        *n = cut.node(*n);
-    }
-    for n in low.argument_gradients.iter_mut().flatten() {
-        *n = cut.node(*n);
-    }
-    let before: Vec<Option<Id>> = (0..low.undo.len()).map(|i| low.undo[i].map(|_| cut.before(i))).collect();
+    let state_gradients = low.state_gradients.iter().map(|n| cut.node(*n)).collect();
+    let argument_gradients = low.argument_gradients.iter().map(|n| n.map(|n| cut.node(n))).collect();
+    let before = (0..low.undo.len()).map(|i| low.undo[i].map(|_| cut.before(i))).collect();
     // The states themselves, from one checkpoint to the next.
     (cut.undo, cut.done) = (&[], HashMap::new());
     let again = low.next.iter().zip(&large).map(|(n, large)| large.then(|| cut.node(*n))).collect();
-    (low.saved, low.again, low.undo) = (cut.saved, again, before);
+    Parts { state_gradients, argument_gradients, before, again, saved: cut.saved }
 }
 
 /// What a step adds to a state of several axes, where its next value is itself plus something in which it is not but through vectors.
@@ -108,6 +133,8 @@ struct Cut<'a> {
     large: &'a [bool],
     /// What is added to them, where they are to be computed back.
     undo: &'a [Option<Id>],
+    /// Vectors and scalars that are computed again.
+    cheap: &'a HashSet<Id>,
     done: HashMap<Id, Id>,
     saved: Vec<(Id, Id)>,
 }
@@ -119,7 +146,7 @@ impl Cut<'_> {
         }
         let node = self.graph.nodes[n].clone();
         let own = self.forward.get(n) == Some(&true) || matches!(node.what, What::Leaf(_));
-        let result = if own && is_saved(&node) {
+        let result = if own && is_saved(&node) && !self.cheap.contains(&n) {
             self.saved(n, &node.axes)
         } else if let What::Leaf(Leaf::State(i)) = node.what
             && self.large[i]

@@ -10,8 +10,9 @@
 //!
 //! # Memory of a backward pass
 //!
-//! With K steps between checkpoints and T steps in all, T / K states are kept by the forward pass, and K states with the vectors
-//! that the adjoint reads are in scratch while a segment is walked back.
+//! With K steps between checkpoints and T steps in all, T / K + 1 states are kept by the forward pass, and of every step the vectors
+//! that the adjoint reads, so that the backward pass repeats no sum over a state.
+//! States that a step only adds to are computed back while a segment is walked back; of others K are in scratch.
 
 mod adapt;
 mod axes;

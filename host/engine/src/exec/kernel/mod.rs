@@ -15,9 +15,11 @@
 //! # Memory
 //!
 //! Beside its inputs and outputs, which libtorch's graph keeps, a walk of T steps keeps for its backward pass the states before every `interval`-th step,
-//! `ceil(T / interval)` of them, and each thread has scratch for `interval` steps while the backward pass runs.
+//! `ceil(T / interval)` of them, and those after the last; and of every step the vectors that the adjoint reads ([`fwp_program::kernel::Kernel::saved`]).
+//! Each thread has scratch for the states of `interval` steps while the backward pass runs.
 //! The interval is the number of steps whose scratch fits into a quarter of the second-level cache (for keys and values of 32 to 128 elements the time is least there), but at least a quarter of the square root of T:
-//! so checkpoints take at most `4 sqrt(T) + 1` states, and without gradients none are kept.
+//! so checkpoints take at most `4 sqrt(T) + 2` states, and without gradients none are kept.
+//! Where states are computed back, that scratch is touched only by segments with a reset, and may fill the whole cache.
 
 pub mod buffers;
 pub mod build;
