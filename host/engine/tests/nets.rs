@@ -44,6 +44,11 @@ fn normal() -> Init {
 nets! {
     Shifted "shifted" |net, x| { x.shift(2) + x.shift(7) * 2.0 }
     Convolved "convolved" |net, x| { net.causal_conv("conv", &x, 3, normal()) }
+    Joined "joined" |net, x| {
+        let y = net.causal_conv("conv", &x, 3, normal()).silu();
+        let y = net.rms_norm("norm", &y.reshape(&[2, 3]), 1e-2).reshape(&[D]);
+        net.linear("gate", &y, D, normal()).silu() * &x
+    }
     Placed "placed" |net, x| { x.position().to_float() * &x }
     Summed "summed" |net, x| { x.time_cumsum() }
     Turned "turned" |net, x| { x.rotary(x.position(), 50.0, true) }
@@ -208,6 +213,24 @@ fn operators_along_time_agree_with_loops() {
         let at = |t: usize, c: usize| (0..3).map(|j| kernel[c][j] * earlier(x, t, 2 - j)[c]).sum();
         (0..x.len()).map(|t| (0..D).map(|c| at(t, c)).collect()).collect()
     });
+    against_loop::<Joined>(|m, x| {
+        let (kernel, gain, gate) = (matrix(m, "conv.weight"), values(&parameter(m, "norm.weight")), matrix(m, "gate.weight"));
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        let at = |t: usize| -> Vec<f64> {
+            let sum = |c: usize| (0..3).map(|j| kernel[c][j] * earlier(x, t, 2 - j)[c]).sum::<f64>();
+            let y: Vec<f64> = (0..D).map(|c| silu(sum(c))).collect();
+            let norm = |y: &[f64]| (y.iter().map(|y| y * y).sum::<f64>() / 3.0 + 1e-2).sqrt();
+            let y: Vec<f64> = y
+                .chunks(3)
+                .flat_map(|row| {
+                    let by = norm(row);
+                    row.iter().zip(&gain).map(move |(y, w)| w * y / by)
+                })
+                .collect();
+            times(&gate, &y).into_iter().zip(&x[t]).map(|(a, b)| silu(a) * b).collect()
+        };
+        (0..x.len()).map(at).collect()
+    });
     against_loop::<Placed>(|_, x| x.iter().enumerate().map(|(t, x)| x.iter().map(|x| t as f64 * x).collect()).collect());
     against_loop::<Summed>(|_, x| (0..x.len()).map(|t| (0..D).map(|c| x[..=t].iter().map(|x| x[c]).sum()).collect()).collect());
     against_loop::<Turned>(|_, x| {
@@ -356,11 +379,11 @@ macro_rules! properties {
 
 properties! {
     packed_sequences_are_separate resets_part_sequences
-        [Shifted Convolved Placed Summed Turned Attending Windowed Everywhere Cell Settling Fast Chunked Whole];
+        [Shifted Convolved Joined Placed Summed Turned Attending Windowed Everywhere Cell Settling Fast Chunked Whole];
     nothing_sees_the_future_or_another_sample is_causal_and_samples_are_apart
-        [Shifted Convolved Summed Attending Windowed Cell Settling Fast Chunked Whole];
+        [Shifted Convolved Joined Summed Attending Windowed Cell Settling Fast Chunked Whole];
     carried_halves_make_a_whole halves_make_a_whole
-        [Shifted Convolved Placed Summed Windowed Cell Settling Twice Fast Chunked Whole];
+        [Shifted Convolved Joined Placed Summed Windowed Cell Settling Twice Fast Chunked Whole];
 }
 
 #[test]

@@ -304,7 +304,7 @@ mod tests {
             let mut all = passes(&|i| causal_conv(&i[0], &i[1], None, None, true), &[x.copy(), w.copy()], Kind::Float, false);
             let given = [x.copy(), gain.copy()];
             all.extend(passes(&|i| normalise(&i[0], i.get(1), Norm::Rms, 1e-6), &given, Kind::Float, false));
-            all.extend(passes(&|i| gate(&i[0], &i[0].tanh()), &[x.copy()], Kind::Float, false));
+            all.extend(passes(&|i| gate(&i[0], &i[1]), &[x.copy(), x.flip([0i64])], Kind::Float, false));
             all
         };
         let one = {

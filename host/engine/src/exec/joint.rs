@@ -96,3 +96,51 @@ fn repeated_vector(f: &Function, types: &[Type], mut node: NodeId) -> Option<Nod
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fwp_sdk::program::{Node, Output, Span, TensorType};
+
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_else_sees_is_joined() {
+        let (conv, norm, repeat) = (Op::CausalConv, Op::RmsNorm { eps: 1e-6 }, Op::Expand { axis: 0, size: 2 });
+        let nodes: Vec<(Op, Vec<NodeId>, &[usize])> = vec![
+            (Op::Argument { index: 0 }, vec![], &[2, 4]),
+            (Op::Parameter { index: 0 }, vec![], &[4, 3]),
+            (conv.clone(), vec![0, 1], &[2, 4]),
+            (Op::Silu, vec![2], &[2, 4]),
+            (norm.clone(), vec![3], &[2, 4]),
+            (Op::Parameter { index: 1 }, vec![], &[4]),
+            (repeat, vec![5], &[2, 4]),
+            (Op::Mul, vec![6, 4], &[2, 4]),
+            (Op::Silu, vec![7], &[2, 4]),
+            (Op::Mul, vec![8, 3], &[2, 4]),
+            // A result, a second user, and a product that is no gain.
+            (conv, vec![9, 1], &[2, 4]),
+            (Op::Silu, vec![10], &[2, 4]),
+            (norm.clone(), vec![9], &[2, 4]),
+            (Op::Mul, vec![12, 6], &[2, 4]),
+            (Op::Mul, vec![12, 13], &[2, 4]),
+            (norm, vec![9], &[2, 4]),
+            (Op::Mul, vec![15, 9], &[2, 4]),
+        ];
+        let types: Vec<Type> = nodes.iter().map(|(_, _, shape)| Type::Tensor(TensorType::float(shape))).collect();
+        let nodes = nodes.into_iter().map(|(op, operands, _)| Node { op, operands, span: Span::default() }).collect();
+        let outputs = [10, 11, 14, 16].map(|node| Output { name: String::new(), node }).to_vec();
+        let f = Function { name: "f".into(), arguments: vec![], parameters: vec![], nodes, outputs };
+        let made = Steps::joint(&f, &types);
+        let joined: Vec<(usize, Step)> = made.steps.iter().copied().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
+        let expected = [
+            (2, Step::WithUser),
+            (3, Step::ConvSilu { conv: 2 }),
+            (4, Step::WithUser),
+            (7, Step::Gain { norm: 4 }),
+            (8, Step::WithUser),
+            (9, Step::Gate),
+        ];
+        assert_eq!(joined, expected);
+        assert_eq!([&made.operands[3], &made.operands[7], &made.operands[9]], [&vec![0, 1], &vec![3, 5], &vec![7, 3]]);
+    }
+}

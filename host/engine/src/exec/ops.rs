@@ -245,7 +245,8 @@ fn div_or(a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor> {
 
 fn matvec(w: &Value, x: &Value) -> Result<Value> {
     if w.lead == Lead::NONE {
-        return Ok(Value::new(x.tensor.f_linear(&w.tensor, None::<Tensor>)?, x.lead));
+        let y = steps_first(&x.tensor, x.lead, |t| Ok(t.f_linear(&w.tensor, None::<Tensor>)?))?;
+        return Ok(Value::new(y, x.lead));
     }
     if w.lead == Lead::BATCH && x.lead == Lead::BATCH {
         return Ok(Value::new(w.tensor.f_bmm(&x.tensor.f_unsqueeze(2)?)?.f_squeeze_dim(2)?, x.lead));
@@ -260,11 +261,29 @@ fn matvec(w: &Value, x: &Value) -> Result<Value> {
     Ok(Value::new(y.f_squeeze_dim(-1)?, lead))
 }
 
+/// `work` on t, with the steps of a sequence before the samples where they lie so in memory: a product then needs no copy, and its result lies as its operand does.
+///
+/// Walks through time want the samples of a step together; what lies so from the start is never moved.
+fn steps_first(t: &Tensor, lead: Lead, work: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    if lead == Lead::AXIS && !t.is_contiguous() {
+        let exchanged = t.f_transpose(0, 1)?;
+        if exchanged.is_contiguous() {
+            return Ok(work(&exchanged)?.f_transpose(0, 1)?);
+        }
+    }
+    work(t)
+}
+
 fn gather(table: &Value, index: &Value) -> Result<Value> {
     let row: Vec<i64> = table.shape()[1..].to_vec();
     if table.lead == Lead::NONE {
         if table.rank() == 2 && table.tensor.kind() != Kind::Int64 {
-            return Ok(Value::new(Tensor::f_embedding(&table.tensor, &index.tensor, -1, false, false)?, index.lead));
+            let look = |i: &Tensor| Tensor::f_embedding(&table.tensor, i, -1, false, false);
+            return Ok(match index.lead {
+                // From here on the steps of a sequence lie apart in memory, and the samples of a step together.
+                Lead::AXIS => Value::new(look(&index.tensor.f_transpose(0, 1)?)?.f_transpose(0, 1)?, index.lead),
+                lead => Value::new(look(&index.tensor)?, lead),
+            });
         }
         let flat = table.tensor.f_index_select(0, &index.tensor.f_reshape([-1])?)?;
         let shape: Vec<i64> = index.tensor.size().into_iter().chain(row).collect();
@@ -320,4 +339,25 @@ fn rotary(x: &Value, position: &Value, base: f64, interleaved: bool) -> Result<V
         Tensor::f_cat(&[turned_a, turned_b], -1)?
     };
     Ok(Value::new(y, lead))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::testing::numbers;
+
+    #[test]
+    fn a_sequence_looked_up_lies_step_by_step_and_stays_so() {
+        let (table, w) = (Value::new(numbers(&[7, 3]), Lead::NONE), Value::new(numbers(&[5, 3]), Lead::NONE));
+        let index = Tensor::arange(8, (Kind::Int64, tch::Device::Cpu)).remainder(7).reshape([2, 4]);
+        let x = gather(&table, &Value::new(index.shallow_clone(), Lead::AXIS)).unwrap();
+        let y = matvec(&w, &x).unwrap();
+        assert!(x.tensor.equal(&table.tensor.index_select(0, &index.reshape([-1])).reshape([2, 4, 3])));
+        assert!(y.tensor.allclose(&x.tensor.contiguous().matmul(&w.tensor.transpose(0, 1)), 1e-14, 1e-14, false));
+        for t in [&x.tensor, &y.tensor] {
+            assert!(t.transpose(0, 1).is_contiguous(), "{:?}", t.stride());
+        }
+        let plain = matvec(&w, &Value::new(x.tensor.contiguous(), Lead::AXIS)).unwrap();
+        assert!(plain.tensor.is_contiguous() && plain.tensor.equal(&y.tensor));
+    }
 }

@@ -375,9 +375,11 @@ FWP_KERNEL(normalise_back, normalisation_back, Normalisation)
 
 // ---- gate ----
 
-// y = a sigmoid(a) b, of `n` elements that all tensors have in the same places.
+// y = a sigmoid(a) b, of elements that all tensors have in the same places; kGrain of them are a unit.
+// Units and not elements are shared among threads: the last of a range are rounded otherwise than whole vectors.
 template <typename T>
 struct Gate {
+  int64_t n;
   const T* a;
   const T* b;
   T* y;
@@ -385,21 +387,33 @@ struct Gate {
   const T* g;
   T* da;
   T* db;
+
+  // Runs `kernel` on all units, on as many threads as they are worth.
+  void run(void (*kernel)(const Gate<T>&, int64_t, int64_t)) const {
+    at::parallel_for(0, (n + kGrain - 1) / kGrain, 1, [&](int64_t begin, int64_t end) { kernel(*this, begin, end); });
+  }
 };
 
 template <typename T>
 FWP_PART void gate(const Gate<T>& o, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) o.y[i] = o.a[i] * sigmoid<T>(o.a[i]) * o.b[i];
+  T* __restrict y = o.y;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t last = std::min(o.n, (unit + 1) * kGrain);
+    for (int64_t i = unit * kGrain; i < last; ++i) y[i] = o.a[i] * sigmoid<T>(o.a[i]) * o.b[i];
+  }
 }
 
 template <typename T>
 FWP_PART void gate_back(const Gate<T>& o, int64_t begin, int64_t end) {
   T* __restrict da = o.da;
   T* __restrict db = o.db;
-  for (int64_t i = begin; i < end; ++i) {
-    const T a = o.a[i], g = o.g[i], s = sigmoid<T>(a);
-    da[i] = g * o.b[i] * silu_slope<T>(a, s);
-    db[i] = g * (a * s);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t last = std::min(o.n, (unit + 1) * kGrain);
+    for (int64_t i = unit * kGrain; i < last; ++i) {
+      const T a = o.a[i], g = o.g[i], s = sigmoid<T>(a);
+      da[i] = g * o.b[i] * silu_slope<T>(a, s);
+      db[i] = g * (a * s);
+    }
   }
 }
 
@@ -623,8 +637,9 @@ char* fwp_gate(const Tensor* a, const Tensor* b, Tensor** y) {
     by_type(first, [&](auto zero) {
       using T = decltype(zero);
       Gate<T> o = {};
+      o.n = first.numel();
       o.a = first.const_data_ptr<T>(), o.b = second.const_data_ptr<T>(), o.y = result.mutable_data_ptr<T>();
-      at::parallel_for(0, first.numel(), kGrain, [&](int64_t begin, int64_t end) { gated(o, begin, end); });
+      o.run(&gated<T>);
     });
     *y = new Tensor(result);
   });
@@ -642,9 +657,10 @@ char* fwp_gate_back(const Tensor* g, const Tensor* a, const Tensor* b, Tensor** 
     by_type(first, [&](auto zero) {
       using T = decltype(zero);
       Gate<T> o = {};
+      o.n = first.numel();
       o.a = first.const_data_ptr<T>(), o.b = second.const_data_ptr<T>(), o.g = from.const_data_ptr<T>();
       o.da = to_first.mutable_data_ptr<T>(), o.db = to_second.mutable_data_ptr<T>();
-      at::parallel_for(0, first.numel(), kGrain, [&](int64_t begin, int64_t end) { gated_back(o, begin, end); });
+      o.run(&gated_back<T>);
     });
     *da = new Tensor(to_first);
     *db = new Tensor(to_second);
