@@ -52,8 +52,20 @@ impl Driver<'_> {
         let mut index: HashMap<Axis, String> = HashMap::new();
         let mut depth = indent;
         let mut row = String::from("0");
+        // Rows block by block: within a block their places are neighbours, which a compiler turns into vectors.
+        let axes = p.axes();
+        let by_blocks = self.g().lane(&axes).filter(|a| axes.len() > 1 && self.lay.blocks(*a) > 1);
         for (d, axis) in p.dims.iter().enumerate() {
             let place = match axis {
+                Some(a) if by_blocks == Some(*a) => {
+                    let (blocks, block, rows) = (self.lay.blocks(*a), self.lay.block(*a), self.lay.sizes[*a]);
+                    let last = if self.lay.ragged(*a) { format!(" && x{a} < {rows} - b{a} * {block}") } else { String::new() };
+                    let _ = writeln!(text, "{:depth$}for (int b{a} = 0; b{a} < {blocks}; b{a}++)", "");
+                    let _ = writeln!(text, "{:depth$}for (int x{a} = 0; x{a} < {block}{last}; x{a}++)", "");
+                    depth += 4;
+                    let split = self.split.is_some_and(|(s, _)| s == *a);
+                    format!("({}b{a} * {block} + x{a})", if split { "row0 + " } else { "" })
+                }
                 Some(a) => {
                     let _ = writeln!(text, "{:depth$}for (int x{a} = 0; x{a} < {}; x{a}++)", "", self.lay.sizes[*a]);
                     depth += 4;
@@ -64,7 +76,15 @@ impl Driver<'_> {
             };
             row = if row == "0" { place } else { format!("({row} * {} + {place})", p.shape[d]) };
         }
-        let at = self.own_offset(&p.axes(), &index)?;
+        let at = match by_blocks {
+            Some(lane) => {
+                let others: Vec<Axis> = axes.iter().copied().filter(|a| *a != lane).collect();
+                let rest: usize = others.iter().map(|a| self.lay.sizes[*a]).product();
+                let place = others.iter().fold(String::from("0"), |at, a| format!("({at} * {} + x{a})", self.lay.sizes[*a]));
+                format!("(b{lane} * {rest} + {place}) * {} + x{lane}", self.lay.block(lane))
+            }
+            None => self.own_offset(&axes, &index)?,
+        };
         let line = match way {
             Way::In => format!("{own}[{at}] = {theirs}[{row}];"),
             Way::Out => format!("{theirs}[{row}] = {own}[{at}];"),
