@@ -377,7 +377,7 @@ fn rows_in_blocks() {
     let k = step.function.arguments.iter().position(|a| a.name == "k").unwrap();
     assert_eq!(c.kernel.gradients[k], Gradient::Steps { parts: c.kernel.blocks });
     let want = interpreted(&step, &w);
-    for together in (1..=c.kernel.blocks).filter(|n| c.kernel.blocks % n == 0) {
+    for together in (1..=c.kernel.blocks).filter(|n| c.kernel.blocks.is_multiple_of(*n)) {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
         agree(&format!("{together} blocks a unit"), &got, &want, 1e-10);
     }
