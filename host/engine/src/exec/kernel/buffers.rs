@@ -70,10 +70,3 @@ pub fn second_level_cache() -> usize {
         number.parse::<usize>().ok().map(|n| n * unit).filter(|n| *n >= 1 << 16).unwrap_or(1 << 20)
     })
 }
-
-/// Processors of this machine, whatever number of threads is asked for.
-pub fn processors() -> usize {
-    use std::sync::OnceLock;
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
-}

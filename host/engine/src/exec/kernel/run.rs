@@ -10,7 +10,7 @@ use fwp_program::kernel::{Gradient, Per, Real};
 use fwp_sdk::program::{DType, TensorType};
 use tch::{Kind, Tensor};
 
-use super::buffers::{empty, processors, second_level_cache};
+use super::buffers::{empty, second_level_cache};
 use super::build::{Built, built};
 use super::lower::{Lowered, Origin};
 use super::open_unsafe::{Buffers, Call, Gradients, Input, dense};
@@ -20,6 +20,10 @@ use crate::exec::scan::{FastWeights, InStep, Masks};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::exec::walk::Around;
 use crate::shim::{self, Backward, custom_function};
+
+/// Units that a walk is cut into where it has so many blocks of rows: work for eight processors where there are fewer sequences.
+/// Not a number of the machine: sums over units would have other bits elsewhere.
+const UNITS: i64 = 8;
 
 /// Floating point operations below which a piece of work is not worth a thread of its own.
 const GRAIN: usize = 50_000;
@@ -197,11 +201,10 @@ impl Walk {
         i64::try_from(fits).unwrap_or(i64::MAX).max(least).clamp(1, self.steps)
     }
 
-    /// Blocks of one unit: as many as leave two units for every processor. Units of one sequence have partial sums of some gradients each.
+    /// Blocks of one unit: as many as leave [`UNITS`] units. Units of one sequence have partial sums of some gradients each.
     fn together(self, built: &Built) -> i64 {
         let blocks = built.kernel.blocks as i64;
-        let wanted = 2 * processors() as i64;
-        (1..=blocks).rev().find(|n| blocks % n == 0 && self.samples * (blocks / n) >= wanted).unwrap_or(1)
+        (1..=blocks).rev().find(|n| blocks % n == 0 && self.samples * (blocks / n) >= UNITS).unwrap_or(1)
     }
 
     fn buffers(self, built: &Built, precision: Precision, tensors: Tensors) -> Buffers {
