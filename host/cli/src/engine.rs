@@ -62,7 +62,7 @@ impl Engine {
         // woken hundreds of times a step. So they spin for some tens of microseconds.
         // libgomp and malloc read such variables before `main`, so the engine cannot set them itself.
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
-            command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "1000");
+            command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "2000");
         }
         // The same memory is wanted at every step: given back to the system in between, its pages are cleared and mapped anew.
         let of_malloc = ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"];

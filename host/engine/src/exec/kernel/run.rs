@@ -21,9 +21,9 @@ use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::exec::walk::Around;
 use crate::shim::{self, Backward, custom_function};
 
-/// Units that a walk is cut into where it has so many blocks of rows: work for eight processors where there are fewer sequences.
+/// Units that a walk is cut into where it has so many blocks of rows: work for four processors where there are fewer sequences; every cut costs partial sums.
 /// Not a number of the machine: sums over units would have other bits elsewhere.
-const UNITS: i64 = 8;
+const UNITS: i64 = 4;
 
 /// Floating point operations below which a piece of work is not worth a thread of its own.
 const GRAIN: usize = 50_000;
