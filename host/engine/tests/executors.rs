@@ -198,7 +198,7 @@ fn an_executor_that_does_not_serve_is_refused_with_the_reason() {
 
 #[test]
 fn large_states_and_long_sequences_go_in_chunks() {
-    for (d, steps, wanted) in [(160, 64, Executor::Chunkwise), (160, 16, Executor::Scan), (48, 64, Executor::Scan)] {
+    for (d, steps, wanted) in [(192, 64, Executor::Chunkwise), (192, 16, Executor::Scan), (160, 64, Executor::Scan)] {
         let rule = delta(d, d);
         let inputs = with_gradients(&rule, d, &Trial::new(1, steps, 1));
         let executors = Arc::new(Executors::new(Policy::Auto));
