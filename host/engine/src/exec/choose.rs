@@ -387,27 +387,17 @@ impl Executors {
                 Err(why) if call.is_cell() => Ok(Decided::reference(why, None)),
                 Err(why) => Err(refused(Executor::Chunkwise, why).into()),
             },
-            Policy::Auto => Ok(match (call.scan(), call.chunkwise()) {
-                (Ok(_), Ok(chunk)) if call.chunks_are_faster() => {
-                    Decided::chunkwise(chunk, "a state is too large for a kernel's walk to be faster".into(), None)
-                }
-                (Ok(found), _) => Decided::scan(found, ""),
-                (Err(why), Ok(chunk)) => {
-                    let notice = format!(
-                        "no fused scan for `{rule}`, matrix products over chunks run instead, which may be slower: {why}"
-                    );
-                    Decided::chunkwise(chunk, format!("no fused scan: {}", first(&why)), Some(notice))
-                }
-                (Err(why), Err(no_chunks)) => {
-                    let notice =
-                        format!("no fused scan for `{rule}`, the reference runs instead, which is many times slower: {why}");
-                    let reason = format!("no fused scan: {}; no chunkwise form: {}", first(&why), first(&no_chunks));
-                    Decided::reference(reason, Some(notice))
-                }
+            // A chunkwise form is derived and compared only where it may be taken.
+            Policy::Auto => Ok(match (call.scan(), call.chunks_are_faster()) {
+                (Ok(found), false) => Decided::scan(found, ""),
+                (scan, _) => Decided::with_chunks(rule, scan, call.chunkwise()),
             }),
         }
     }
 }
+
+/// A kernel, and the slot that it belongs to where that takes inputs as they are given.
+type Kernel = (Arc<Built>, Option<Arc<Slot>>);
 
 /// A choice with what carries it out.
 struct Decided {
@@ -423,11 +413,29 @@ impl Decided {
         Decided { pick: Pick::Reference, executor: Executor::Reference, reason, details: json!({}), notice }
     }
 
+    /// Where chunks are to be preferred, or the only fast form.
+    fn with_chunks(rule: &str, scan: Result<Kernel, String>, chunks: Result<Arc<ChunkPlan>, String>) -> Decided {
+        match (scan, chunks) {
+            (Ok(_), Ok(chunk)) => Decided::chunkwise(chunk, "a state is too large for a kernel's walk to be faster".into(), None),
+            (Ok(found), Err(_)) => Decided::scan(found, ""),
+            (Err(why), Ok(chunk)) => {
+                let notice =
+                    format!("no fused scan for `{rule}`, matrix products over chunks run instead, which may be slower: {why}");
+                Decided::chunkwise(chunk, format!("no fused scan: {}", first(&why)), Some(notice))
+            }
+            (Err(why), Err(no_chunks)) => {
+                let notice = format!("no fused scan for `{rule}`, the reference runs instead, which is many times slower: {why}");
+                let reason = format!("no fused scan: {}; no chunkwise form: {}", first(&why), first(&no_chunks));
+                Decided::reference(reason, Some(notice))
+            }
+        }
+    }
+
     fn chunkwise(chunk: Arc<ChunkPlan>, reason: String, notice: Option<String>) -> Decided {
         Decided { pick: Pick::Chunkwise(chunk), executor: Executor::Chunkwise, reason, details: json!({}), notice }
     }
 
-    fn scan((built, inside): (Arc<Built>, Option<Arc<Slot>>), before: &str) -> Decided {
+    fn scan((built, inside): Kernel, before: &str) -> Decided {
         let reason = format!("{before}{}", shown(&built));
         let details = described(&built, inside.is_some());
         let pick = inside.map_or(Pick::Scan, Pick::Inside);
@@ -466,8 +474,7 @@ impl Call<'_> {
         self.steps >= LONG && largest >= LARGE
     }
 
-    /// The kernel, and the slot that it belongs to where that takes inputs as they are given.
-    fn scan(&self) -> Result<(Arc<Built>, Option<Arc<Slot>>), String> {
+    fn scan(&self) -> Result<Kernel, String> {
         if let Ok(slot) = self.plan.made.inside(self.weights, self.plan, self.inputs) {
             let weights = self.weights.with_slot(&slot);
             let made = kernel::prepare(&weights, &slot.step, self.inputs.given(), self.memory, self.masks);
