@@ -86,7 +86,7 @@ impl SlowNet for Stack {
             let x = &(&x[0] * (1.0 + net.layer().to_float()));
             let part = |name: &str| net.linear(name, x, 6, Init::normal(0.5)).reshape(&[2, 3]);
             let shift = net.parameter("shift", &[6], init());
-            let o = net.fast_weights("fast", &slot, "none", &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
+            let o = net.fast_weights("fast", &slot, QueryScale::None, &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
             vec![(o[0].reshape(&[6]) + shift).rms_norm(1e-3)]
         });
         net.output("y", &x[0]);

@@ -205,7 +205,7 @@ pub struct TestSlot {
 /// A slot named `main` with this rule and map for `heads` heads, raw keys of `key` and values of `value` elements.
 pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize, key: usize, value: usize) -> TestSlot {
     let features = testing::features::<M>(map.clone(), key).unwrap();
-    let dims = Dims { heads, key_raw: key, key: features, value };
+    let dims = Dims { heads, key_raw: key, key: features, value, ..Dims::ONE };
     let rule = testing::rule::<R>(rule, dims).unwrap_or_else(|e| panic!("{e}"));
     let map = testing::map::<M>(map, key).unwrap();
     let types = shape::types(&rule).unwrap();
