@@ -50,6 +50,10 @@ pub trait SlowNet: Config {
 
     /// The fast weights that slot `slot` needs for this task.
     fn memory(&self, task: &TaskIo, slot: &str) -> Memory;
+    /// Number of layers, for rules that treat layers differently.
+    fn layers(&self) -> usize {
+        1
+    }
     /// From the task's inputs to its outputs.
     fn forward(&self, net: &mut Net);
 }
@@ -108,6 +112,15 @@ pub struct Request {
     pub ask: Ask,
 }
 
+/// The fast weights that a slow net wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memories {
+    /// One a slot, in the order of the question.
+    pub slots: Vec<Memory>,
+    /// Number of layers of the slow net.
+    pub layers: usize,
+}
+
 /// The questions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -127,7 +140,7 @@ pub enum Ask {
         /// Size of a raw key.
         dim: usize,
     },
-    /// The fast weights that a slow net needs; the answer is JSON, a [`Memory`] a slot.
+    /// The fast weights that a slow net needs; the answer is JSON, [`Memories`].
     Memories {
         /// For this task.
         task: TaskIo,
@@ -262,7 +275,7 @@ fn describe_net<N: SlowNet>(request: &Request) -> Result<Vec<u8>, String> {
     match &request.ask {
         Ask::Memories { task, slots } => {
             let memories: Vec<Memory> = slots.iter().map(|s| net.memory(task, s)).collect();
-            json(&memories)
+            json(&Memories { slots: memories, layers: net.layers() })
         }
         Ask::Net { task, slots, layers } => {
             let program = blank(Kind::SlowNet, N::NAME, N::CITATION, "", N::DOC, &net.values());

@@ -6,9 +6,9 @@
 
 use fwp_program::{Difference, ModelPrograms, Notice, SlotPrograms};
 use fwp_recipe::{PartChoice, PartKind, Resolved};
-use fwp_sdk::Ask;
 use fwp_sdk::build::{self, Dims, Memory};
 use fwp_sdk::program::{Kind, Program, SlotInterface, Type, entry, shape};
+use fwp_sdk::{Ask, Memories};
 use fwp_task::TaskIo;
 use serde_json::{Map, Value};
 
@@ -267,8 +267,8 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
     let names: Vec<String> = recipe.slots.iter().map(|s| s.name.clone()).collect();
     let ask = Ask::Memories { task: task.clone(), slots: names.clone() };
     let bytes = all(asker, vec![(&net, net.job(ask))]).await?.remove(0);
-    let memories: Vec<Memory> = serde_json::from_slice(&bytes).map_err(|e| unreadable(&net, &e.to_string()))?;
-    if memories.len() != names.len() || memories.iter().any(|m| m.heads == 0 || m.key == 0 || m.value == 0) {
+    let Memories { slots: memories, layers } = serde_json::from_slice(&bytes).map_err(|e| unreadable(&net, &e.to_string()))?;
+    if layers == 0 || memories.len() != names.len() || memories.iter().any(|m| m.heads == 0 || m.key == 0 || m.value == 0) {
         return Err(unreadable(&net, "it must want fast weights of at least one head, key and value in every slot"));
     }
 
@@ -279,7 +279,8 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
         if features == 0 {
             return Err(unreadable(map, &format!("it makes no features of a key of {}", memory.key)));
         }
-        dims.push(Dims { heads: memory.heads, key_raw: memory.key, key: features, value: memory.value });
+        let Memory { heads, key: key_raw, value } = *memory;
+        dims.push(Dims { heads, key_raw, key: features, value, layers, max_len: io.max_len });
     }
 
     let map_jobs = maps.iter().zip(&dims).map(|(m, d)| (m, m.job(Ask::Map { dim: d.key_raw })));

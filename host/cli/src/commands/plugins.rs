@@ -5,7 +5,7 @@ use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
-use fwp_sdk::{Ask, PartInfo};
+use fwp_sdk::{Ask, Memories, PartInfo};
 use fwp_task::{TaskSpec, schema};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -324,7 +324,7 @@ impl Show {
             let mut answer = ask(asker, chosen, config, first.clone()).await?;
             // A slow net says first which fast weights it wants.
             if let (Ok(bytes), Ask::Memories { task, .. }) = (&answer, first) {
-                let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
+                let memories = serde_json::from_slice::<Memories>(bytes).map(|m| m.slots).unwrap_or_default();
                 let Some(memory) = memories.into_iter().next() else {
                     return Err(cannot_describe(
                         &chosen.title(),
@@ -360,7 +360,8 @@ impl Show {
                     Some(value) => vec![value],
                     None => vec![(key / 2).max(1), key],
                 };
-                let dims = values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value });
+                let dims =
+                    values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value, ..Dims::ONE });
                 let words = |d: Dims| format!("{} heads, keys of {}, values of {}", d.heads, d.key, d.value);
                 dims.map(|dims| (words(dims), Ask::Rule { dims }, slot.clone())).collect()
             }
