@@ -155,7 +155,7 @@ fn all(d: usize) -> Vec<(&'static str, Program)> {
 }
 
 fn delta_for(map: &Program, d: usize, value: usize) -> Program {
-    let dims = Dims { heads: 2, key_raw: d, key: features(map), value };
+    let dims = Dims { heads: 2, key_raw: d, key: features(map), value, ..Dims::ONE };
     rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), dims)
 }
 
