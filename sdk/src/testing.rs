@@ -137,7 +137,8 @@ pub fn signature(rule: &Program) -> String {
         let scope = if p.scope == Scope::Head { String::new() } else { format!(" for a {:?}", p.scope).to_lowercase() };
         format!("{kind} {} {:?}{decay}{scope}", p.name, p.shape)
     });
-    let extras = step.into_iter().flat_map(|f| &f.outputs).filter_map(|o| o.name.strip_prefix("extra.").map(|n| format!("extra {n}")));
+    let extras =
+        step.into_iter().flat_map(|f| &f.outputs).filter_map(|o| o.name.strip_prefix("extra.").map(|n| format!("extra {n}")));
     let parts: [Vec<String>; 4] = [inputs.collect(), states.collect(), parameters.collect(), extras.collect()];
     parts.iter().filter(|p| !p.is_empty()).map(|p| p.join(", ")).collect::<Vec<_>>().join("; ")
 }
