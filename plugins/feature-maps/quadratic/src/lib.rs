@@ -78,7 +78,7 @@ fn quadratic(x: &Expr) -> Expr {
     let shifted = |j: usize| x * x.roll(0, j as i64);
     let mut parts = vec![x.square() / 2f64.sqrt()];
     parts.extend((1..d.div_ceil(2)).map(shifted));
-    if d % 2 == 0 {
+    if d.is_multiple_of(2) {
         parts.push(shifted(d / 2).slice(0, 0, d / 2));
     }
     concat(0, &parts.iter().collect::<Vec<_>>())
