@@ -65,7 +65,7 @@ pub mod program;
 pub mod testing;
 
 pub use config::Config;
-pub use part::{Ask, FeatureMap, Normalisation, Normalise, Part, PartInfo, Request, SlowNet, UpdateRule};
+pub use part::{Ask, FeatureMap, NEEDS_FAST_WEIGHTS, NO_FAST_WEIGHTS, Normalisation, Normalise, Part, PartInfo, Request, SlowNet, UpdateRule};
 
 #[doc(hidden)]
 pub use abi_stable;

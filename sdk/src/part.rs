@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map as Table, Value};
 
-use crate::build::{self, Dims, Expr, Map, Memory, Net, NetContext, Signature, Step, TaskIo};
+use crate::build::{self, Dims, Expr, Map, Memory, Net, NetContext, Signature, Step, TaskIo, refuse};
 use crate::config::{self, Config, Field};
 use crate::program::{Kind, Op, Program, SlotInterface};
 
@@ -41,6 +41,12 @@ pub trait FeatureMap: Config {
     fn apply(&self, map: &Map) -> Expr;
 }
 
+/// The message of a slow net without fast weights that is given an update rule.
+pub const NO_FAST_WEIGHTS: &str = "this slow net has no fast weights, and there is an update rule for them";
+
+/// The message of a slow net with fast weights for which there is no update rule.
+pub const NEEDS_FAST_WEIGHTS: &str = "this slow net has fast weights, and there is no update rule for them";
+
 /// What emits keys, values, queries and gates. The implementing struct is the net's configuration.
 pub trait SlowNet: Config {
     /// Name in recipes.
@@ -48,8 +54,11 @@ pub trait SlowNet: Config {
     /// Paper and section.
     const CITATION: &'static str;
 
-    /// The fast weights that slot `slot` needs for this task.
-    fn memory(&self, task: &TaskIo, slot: &str) -> Memory;
+    /// The fast weights that slot `slot` needs for this task; a net that has none leaves this out.
+    fn memory(&self, task: &TaskIo, slot: &str) -> Memory {
+        let _ = (task, slot);
+        refuse(NO_FAST_WEIGHTS)
+    }
     /// From the task's inputs to its outputs.
     fn forward(&self, net: &mut Net);
 }

@@ -6,9 +6,9 @@
 
 use fwp_program::{Difference, ModelPrograms, Notice, SlotPrograms};
 use fwp_recipe::{PartChoice, PartKind, Resolved};
-use fwp_sdk::Ask;
 use fwp_sdk::build::{self, Dims, Memory};
 use fwp_sdk::program::{Kind, Program, SlotInterface, Type, entry, shape};
+use fwp_sdk::{Ask, NEEDS_FAST_WEIGHTS, NO_FAST_WEIGHTS};
 use fwp_task::TaskIo;
 use serde_json::{Map, Value};
 
@@ -110,6 +110,15 @@ impl Source<'_> {
         // A part that refuses while it describes itself says where in its own source. A key of a recipe is only what it declares:
         // other names between backticks are the plugin's own.
         let (place, cause) = placed(&refusal.cause);
+        let name = &self.chosen.info.name;
+        if cause == NEEDS_FAST_WEIGHTS {
+            let help = Some("write [update_rule] with plugin = \"NAME\"".into());
+            return self.recipe.error_at("update_rule", &format!("the slow net `{name}` needs an update rule"), help).into();
+        }
+        if cause == NO_FAST_WEIGHTS {
+            let help = Some("take [update_rule] and [feature_map] out, or --set update_rule= --set feature_map=".into());
+            return self.recipe.error_at("update_rule", &format!("the slow net `{name}` has no fast weights"), help).into();
+        }
         let declared = |key: &str| self.chosen.info.fields.iter().any(|f| f.name == key);
         if let Some((key, message, help)) = blamed_key(cause).filter(|(key, ..)| place.is_none() || declared(key)) {
             let path = format!("{}.{key}", self.choice.section);
@@ -322,10 +331,17 @@ fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<
         let section = &slot.update_rule.section;
         let lacks = |layer: &&usize| !used.may_use(&slot.name, **layer);
         if let Some(layer) = slot.layers.iter().flatten().find(lacks) {
-            let help = format!("list layers below {count}, or change the slow net");
-            return Err(recipe
-                .error_at(&format!("{section}.layers"), &format!("there is no layer {layer}: {has}"), Some(help))
-                .into());
+            let (message, help) = if *layer < count {
+                (format!("layer {layer} of the slow net `{}` has no fast weights", net.name), "list layers that have them".into())
+            } else {
+                (format!("there is no layer {layer}: {has}"), format!("list layers below {count}, or change the slow net"))
+            };
+            return Err(recipe.error_at(&format!("{section}.layers"), &message, Some(help)).into());
+        }
+        if used.layers.is_empty() && used.outside.is_empty() {
+            let message = format!("the slow net `{}` uses no fast weights as it is configured", net.name);
+            let help = "take [update_rule] and [feature_map] out, or --set update_rule= --set feature_map=".into();
+            return Err(recipe.error_at("update_rule", &message, Some(help)).into());
         }
         if !used.uses(&slot.name) {
             let message = format!("no layer is left for the rule: {has}, and other rules take them");

@@ -5,7 +5,7 @@ use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
-use fwp_sdk::{Ask, PartInfo};
+use fwp_sdk::{Ask, NO_FAST_WEIGHTS, PartInfo};
 use fwp_task::{TaskSpec, schema};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -320,19 +320,32 @@ impl Show {
     async fn describe(&self, asker: &Asker, chosen: &Chosen, config: &Map<String, Value>) -> Result<(String, Vec<u8>), Failure> {
         let mut causes: Vec<String> = Vec::new();
         let mut refused = None;
-        for (example, first, slots) in self.examples(chosen.info.kind) {
+        for (mut example, first, slots) in self.examples(chosen.info.kind) {
             let mut answer = ask(asker, chosen, config, first.clone()).await?;
             // A slow net says first which fast weights it wants.
-            if let (Ok(bytes), Ask::Memories { task, .. }) = (&answer, first) {
-                let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
-                let Some(memory) = memories.into_iter().next() else {
-                    return Err(cannot_describe(
-                        &chosen.title(),
-                        Refusal::new("its answer cannot be used", "correct the plugin"),
-                    ));
+            if let Ask::Memories { task, .. } = first {
+                let (slots, layers) = match &answer {
+                    Ok(bytes) => {
+                        let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
+                        let Some(memory) = memories.into_iter().next() else {
+                            return Err(cannot_describe(
+                                &chosen.title(),
+                                Refusal::new("its answer cannot be used", "correct the plugin"),
+                            ));
+                        };
+                        (vec![interface(memory)], vec![(slots, None)])
+                    }
+                    Err(refusal) if refusal.cause.ends_with(NO_FAST_WEIGHTS) => {
+                        example = example.replace(WITH_RULE, "");
+                        (vec![], vec![])
+                    }
+                    Err(refusal) => {
+                        causes.push(refusal.cause.clone());
+                        refused = Some(refusal.clone());
+                        continue;
+                    }
                 };
-                let net = Ask::Net { task, slots: vec![interface(memory)], layers: vec![(slots, None)] };
-                answer = ask(asker, chosen, config, net).await?;
+                answer = ask(asker, chosen, config, Ask::Net { task, slots, layers }).await?;
             }
             match answer {
                 Ok(bytes) => return Ok((example, bytes)),
@@ -368,12 +381,15 @@ impl Show {
                 .into_iter()
                 .map(|(name, task)| {
                     let ask = Ask::Memories { task, slots: vec![slot.clone()] };
-                    (format!("task {name}, a rule with q, k, v and beta"), ask, slot.clone())
+                    (format!("task {name}{WITH_RULE}"), ask, slot.clone())
                 })
                 .collect(),
         }
     }
 }
+
+/// What is said of the rule of a slow net's example.
+const WITH_RULE: &str = ", a rule with q, k, v and beta";
 
 /// Asks one question; a library that cannot be opened or breaks is a failure, an answer that is an error is not.
 async fn ask(asker: &Asker, chosen: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Result<Vec<u8>, Refusal>, Failure> {
