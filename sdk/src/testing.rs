@@ -32,7 +32,7 @@ use serde_json::Value;
 
 use crate::border;
 use crate::build::{Dims, Memory, TaskIo};
-use crate::part::{Ask, FeatureMap, Part, Request, SlowNet, UpdateRule};
+use crate::part::{Ask, FeatureMap, Memories, Part, Request, SlowNet, UpdateRule};
 use crate::program::{Program, SlotInterface};
 
 /// The border is not made for concurrent calls (it replaces the panic hook), and tests run on several threads.
@@ -89,8 +89,8 @@ pub fn features<M: FeatureMap>(config: Value, dim: usize) -> Result<usize, Strin
 /// The message that a host would show.
 pub fn memory<N: SlowNet>(config: Value, task: &TaskIo) -> Result<Memory, String> {
     let ask = Ask::Memories { task: task.clone(), slots: vec!["main".into()] };
-    let memories: Vec<Memory> = json(Part::slow_net::<N>(), config, ask)?;
-    memories.into_iter().next().ok_or_else(|| "the slow net answers for no slot".to_string())
+    let memories: Memories = json(Part::slow_net::<N>(), config, ask)?;
+    memories.slots.into_iter().next().ok_or_else(|| "the slow net answers for no slot".to_string())
 }
 
 /// The program of a slow net for a task; each slot comes with the layers that use it, `None` for all that no other slot lists.

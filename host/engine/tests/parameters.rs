@@ -7,7 +7,7 @@ use fwp_engine::train::{Pass, TrainModel};
 use fwp_sdk::build::Random;
 use fwp_sdk::prelude::*;
 use serde_json::json;
-use support::{EVAL, Numbers, TRAIN, close, compose, forward, model, parameter, sequence_task, slot, values, y_of};
+use support::{EVAL, Numbers, TRAIN, close, compose, forward, model, parameter, sequence_task, slot, slot_of, values, y_of};
 use tch::{Kind, Tensor};
 
 config! {
@@ -86,7 +86,7 @@ impl SlowNet for Stack {
             let x = &(&x[0] * (1.0 + net.layer().to_float()));
             let part = |name: &str| net.linear(name, x, 6, Init::normal(0.5)).reshape(&[2, 3]);
             let shift = net.parameter("shift", &[6], init());
-            let o = net.fast_weights("fast", &slot, "none", &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
+            let o = net.fast_weights("fast", &slot, QueryScale::None, &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
             vec![(o[0].reshape(&[6]) + shift).rms_norm(1e-3)]
         });
         net.output("y", &x[0]);
@@ -123,6 +123,46 @@ fn scopes_have_their_shapes_names_and_places() {
     let trained: usize = m.parameters().iter().filter(|p| p.trainable).map(|p| p.tensor.numel()).sum();
     assert_eq!(m.trained_elements(), trained);
     assert_eq!(m.parameters().iter().filter(|p| p.name == "shared.main.c").count(), 1);
+}
+
+config! {
+    /// A rule that adds a vector of its layer.
+    pub struct OfItsLayer {}
+}
+impl UpdateRule for OfItsLayer {
+    const NAME: &'static str = "of-its-layer";
+    const CITATION: &'static str = "test";
+    const OBJECTIVE: &'static str = "none: a test";
+    fn signature(&self, d: Dims) -> Signature {
+        let row = |r: &Random, shape: &[usize]| r.normal(&[shape[0]]).expand(1, shape[1]);
+        Signature::new(d)
+            .state("w", [d.value, d.key], StateStart::Zeros)
+            .parameter("table", [d.layers, d.value], Init::program(row))
+            .scope(Scope::Model)
+    }
+    fn step(&self, s: &mut Step) {
+        let (q, k, v) = s.query_key_value();
+        let w = s.state("w") + outer(v, k);
+        s.output(0.0 * w.matvec(q) + s.at_layer(&s.parameter("table")));
+        s.set_state("w", w);
+    }
+}
+
+#[test]
+fn a_rule_takes_the_row_of_its_layer() {
+    let dims = Dims { heads: 2, key_raw: 3, value: 3, layers: 3, ..Dims::ONE };
+    for layers in 1..=3 {
+        let slot = slot_of::<OfItsLayer, Redrawn>(json!({}), json!({}), dims);
+        let m = model(&compose::<Stack>(json!({ "layers": layers }), &sequence_task(6, 6), Some(slot)), 1);
+        // The output is normalised and the shifts are known, so the layer's row shows in the last block.
+        let shift = values(&parameter(&m, &format!("layers.{}.shift", layers - 1)));
+        let row = values(&parameter(&m, "shared.main.table").get(layers as i64 - 1))[0];
+        let sums: Vec<f64> = shift.iter().map(|s| s + row).collect();
+        let rms = (sums.iter().map(|s| s * s).sum::<f64>() / 6.0 + 1e-3).sqrt();
+        let wanted: Vec<f64> = sums.iter().map(|s| s / rms).collect();
+        let y = y_of(&m, &Tensor::ones([1, 2, 6], (Kind::Double, tch::Device::Cpu)));
+        close(&y.get(0).get(1).detach(), &Tensor::from_slice(&wanted), 1e-12, &format!("{layers} layers"));
+    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ use fwp_sdk::program::{Op, Program};
 use support::Delta;
 
 /// Sizes that are all different primes, and all equal: with equal ones no shape tells the sides apart.
-const SIZES: [Dims; 2] = [Dims { heads: 2, key_raw: 5, key: 7, value: 3 }, Dims { heads: 4, key_raw: 4, key: 4, value: 4 }];
+const SIZES: [Dims; 2] =
+    [Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE }, Dims { heads: 4, key_raw: 4, key: 4, value: 4, ..Dims::ONE }];
 
 fn analysed<R: UpdateRule>(dims: Dims) -> (Program, Analysis) {
     let p = support::rule::<R>(dims);

@@ -13,7 +13,7 @@ const DOUBLE: Target = Target { real: Real::F64, vector_bytes: 64 };
 const SINGLE: Target = Target { real: Real::F32, vector_bytes: 64 };
 
 fn dims(key: usize, value: usize) -> Dims {
-    Dims { heads: 1, key_raw: key, key, value }
+    Dims { heads: 1, key_raw: key, key, value, ..Dims::ONE }
 }
 
 /// A rule in double and single precision, with sizes that are equal and sizes that are primes.
@@ -400,7 +400,7 @@ fn refusals() {
     use fwp_sdk::program::{Node, Op, Span};
     let mut step = in_step(&support::rule::<support::Delta>(dims(4, 4)));
     let last = step.function.outputs[0].node;
-    step.function.nodes.push(Node { op: Op::Phi { role: "key".into(), size: 4 }, operands: vec![last], span: Span::default() });
+    step.function.nodes.push(Node { op: Op::Phi { role: MapRole::Key, size: 4 }, operands: vec![last], span: Span::default() });
     step.function.outputs[0].node = step.function.nodes.len() as u32 - 1;
     let why = fwp_program::kernel::generate(&step, SINGLE).unwrap_err().to_string();
     assert!(why.contains("phi"), "{why}");

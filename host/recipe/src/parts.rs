@@ -366,7 +366,7 @@ fn layers(context: &Context, rule: &PartChoice, table: &Table) -> Result<Option<
     Ok(Some(layers))
 }
 
-/// Refuses two rules for one layer.
+/// Refuses two rules for one listed layer. Whether two rules may both list none is the slow net's to say, which may know them by name.
 fn overlap(
     context: &Context,
     recipe: &Table,
@@ -379,13 +379,6 @@ fn overlap(
         recipe.at(&path).map_or(Source::Default, |n| n.source.clone())
     };
     match (&other.layers, layers) {
-        (None, None) => Err(context
-            .error(
-                &source("plugin"),
-                &rule.section,
-                format!("neither this rule nor `{}` lists its layers, so both take all", other.name),
-            )
-            .help("give all rules but one layers = [...]".to_string())),
         (Some(theirs), Some(ours)) => match ours.iter().find(|l| theirs.contains(l)) {
             Some(layer) => Err(context
                 .error(

@@ -3,21 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::program::{Op, Program, Scope, TensorType, Training, Type, entry};
+use crate::program::{MapRole, Op, Program, Scope, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
 use super::graph::{Graph, Shared, constants, mistake_at};
 use super::init::Init;
 use super::tidy::tidy;
-
-/// What a feature map is applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapRole {
-    /// A query.
-    Query,
-    /// A key.
-    Key,
-}
 
 /// A feature map under description, for one vector of one head.
 pub struct Map {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::program::{DType, Op, Program, Scope, SlotInterface, TensorType, Training, Type, entry};
+use crate::program::{DType, Op, Program, QueryScale, ReadAt, Scope, SlotInterface, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
 use super::graph::{Graph, Shared, constants, mistake};
@@ -295,25 +295,24 @@ impl Net {
 
     /// Feature map and update rule of a slot along the inputs' axis: the output `[heads, ...]`, then the extra outputs.
     ///
-    /// `name` names the rule's parameters; `scale` is `none`, `query` (key_dim^-1/2 on the query) or `output`.
+    /// `name` names the rule's parameters; `scale` says where the factor key_dim^-1/2 goes.
     #[track_caller]
-    pub fn fast_weights(&self, name: &str, slot: &SlotInterface, scale: &str, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
-        self.fast_weights_reading(name, slot, scale, "after", inputs)
+    pub fn fast_weights(&self, name: &str, slot: &SlotInterface, scale: QueryScale, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
+        self.fast_weights_reading(name, slot, scale, ReadAt::After, inputs)
     }
 
-    /// As [`Net::fast_weights`], reading the state `after` or `before` the step, or at the start of its `chunk:N`.
+    /// As [`Net::fast_weights`], reading the state that `read` names.
     #[track_caller]
     pub fn fast_weights_reading(
         &self,
         name: &str,
         slot: &SlotInterface,
-        scale: &str,
-        read: &str,
+        scale: QueryScale,
+        read: ReadAt,
         inputs: &[(&str, &Expr)],
     ) -> Vec<Expr> {
         let (names, operands) = unzip(inputs);
-        let op =
-            Op::FastWeights { slot: slot.name.clone(), name: name.into(), inputs: names, scale: scale.into(), read: read.into() };
+        let op = Op::FastWeights { slot: slot.name.clone(), name: name.into(), inputs: names, scale, read };
         let mut parts = self.graph.node(op, &operands).elements();
         parts.pop();
         parts
@@ -336,10 +335,10 @@ impl Net {
 
     /// What the memory answers, for every step of the inputs' axis: the output, then the extra outputs.
     #[track_caller]
-    pub fn read(&self, name: &str, memory: &Expr, scale: &str, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
+    pub fn read(&self, name: &str, memory: &Expr, scale: QueryScale, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
         let (names, mut operands) = unzip(inputs);
         operands.insert(0, memory);
-        let op = Op::FastRead { slot: slot_of(memory), name: name.into(), inputs: names, scale: scale.into() };
+        let op = Op::FastRead { slot: slot_of(memory), name: name.into(), inputs: names, scale };
         self.graph.node(op, &operands).elements()
     }
 

@@ -77,19 +77,18 @@ impl Alone {
         self.rule.library.display().to_string()
     }
 
-    /// Describes both for these sizes; `key` is that of a key before the map.
+    /// Describes both for these sizes; the number of features is the map's.
     ///
     /// # Errors
     /// A part that refuses, or whose program cannot be used.
-    pub async fn describe(&self, heads: usize, key: usize, value: usize) -> Result<Programs, Failure> {
-        let mut dims = Dims { heads, key_raw: key, key, value };
+    pub async fn describe(&self, mut dims: Dims) -> Result<Programs, Failure> {
         let mut notices = Vec::new();
         let mut map_bytes = None;
         if let Some(map) = &self.map {
-            let bytes = self.ask(map, &self.map_config, Ask::Features { dim: key }).await?;
+            let bytes = self.ask(map, &self.map_config, Ask::Features { dim: dims.key_raw }).await?;
             dims.key = serde_json::from_slice(&bytes)
                 .map_err(|e| cannot_describe(&map.title(), Refusal::new(e.to_string(), "correct the plugin")))?;
-            let bytes = self.ask(map, &self.map_config, Ask::Map { dim: key }).await?;
+            let bytes = self.ask(map, &self.map_config, Ask::Map { dim: dims.key_raw }).await?;
             checked(Kind::FeatureMap, map, &bytes, &mut notices)?;
             map_bytes = Some(bytes);
         }

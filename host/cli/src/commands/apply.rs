@@ -188,6 +188,7 @@ impl Apply {
         // Groups of heads may share an input, so the largest number is that of all heads.
         let inputs = shapes.iter().filter(|(n, s)| !n.contains('.') && s.len() >= 3);
         let states = shapes.iter().filter(|(n, s)| n.starts_with("state.") && s.len() >= 2);
+        let max_len = inputs.clone().map(|(_, s)| s[1]).max().unwrap_or(0).max(1);
         let heads = inputs.map(|(_, s)| s[2]).chain(states.map(|(_, s)| s[1])).max();
         let Some(heads) = heads.filter(|h| *h > 0) else {
             return Err(refuse(
@@ -198,7 +199,9 @@ impl Apply {
         let key = last(&["k", "q"]).or(self.key_dim);
         let value = last(&["v"]).or(self.value_dim);
         match (key, value) {
-            (Some(key), Some(value)) if key > 0 && value > 0 => Ok(Dims { heads, key_raw: key, key, value }),
+            (Some(key), Some(value)) if key > 0 && value > 0 => {
+                Ok(Dims { heads, key_raw: key, key, value, max_len, ..Dims::ONE })
+            }
             (None, _) => Err(refuse(
                 "it holds no tensor k or q of four axes, so the size of a key is unknown".into(),
                 "say it with --key-dim N",

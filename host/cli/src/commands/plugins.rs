@@ -5,7 +5,7 @@ use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
-use fwp_sdk::{Ask, NO_FAST_WEIGHTS, PartInfo};
+use fwp_sdk::{Ask, Memories, NO_FAST_WEIGHTS, PartInfo};
 use fwp_task::{TaskSpec, schema};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -320,20 +320,21 @@ impl Show {
     async fn describe(&self, asker: &Asker, chosen: &Chosen, config: &Map<String, Value>) -> Result<(String, Vec<u8>), Failure> {
         let mut causes: Vec<String> = Vec::new();
         let mut refused = None;
-        for (mut example, first, slots) in self.examples(chosen.info.kind) {
+        for (mut example, first, slots) in self.examples(&chosen.info) {
             let mut answer = ask(asker, chosen, config, first.clone()).await?;
             // A slow net says first which fast weights it wants.
             if let Ask::Memories { task, .. } = first {
                 let (slots, layers) = match &answer {
                     Ok(bytes) => {
-                        let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
-                        let Some(memory) = memories.into_iter().next() else {
+                        let memories = serde_json::from_slice::<Memories>(bytes).map(|m| m.slots).unwrap_or_default();
+                        if memories.len() != slots.len() {
                             return Err(cannot_describe(
                                 &chosen.title(),
                                 Refusal::new("its answer cannot be used", "correct the plugin"),
                             ));
-                        };
-                        (vec![interface(memory)], vec![(slots, None)])
+                        }
+                        let interfaces = slots.iter().zip(memories).map(|(name, memory)| interface(name, memory)).collect();
+                        (interfaces, slots.iter().map(|name| (name.clone(), None)).collect())
                     }
                     Err(refusal) if refusal.cause.ends_with(NO_FAST_WEIGHTS) => {
                         example = example.replace(WITH_RULE, "");
@@ -362,10 +363,10 @@ impl Show {
     }
 
     /// Examples to try in order: in words, the first question, and the slot of a slow net.
-    fn examples(&self, kind: Kind) -> Vec<(String, Ask, String)> {
-        let slot = "main".to_string();
-        match kind {
-            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim }, slot)],
+    fn examples(&self, info: &PartInfo) -> Vec<(String, Ask, Vec<String>)> {
+        let slots = if info.slots.is_empty() { vec!["main".to_string()] } else { info.slots.clone() };
+        match info.kind {
+            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim }, slots)],
             Kind::UpdateRule => {
                 let key = self.mapped_key_dim.unwrap_or(self.key_dim);
                 // Different sizes read best; a rule that wants them equal gets them equal.
@@ -373,15 +374,16 @@ impl Show {
                     Some(value) => vec![value],
                     None => vec![(key / 2).max(1), key],
                 };
-                let dims = values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value });
+                let dims =
+                    values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value, ..Dims::ONE });
                 let words = |d: Dims| format!("{} heads, keys of {}, values of {}", d.heads, d.key, d.value);
-                dims.map(|dims| (words(dims), Ask::Rule { dims }, slot.clone())).collect()
+                dims.map(|dims| (words(dims), Ask::Rule { dims }, slots.clone())).collect()
             }
             Kind::SlowNet => example_tasks()
                 .into_iter()
                 .map(|(name, task)| {
-                    let ask = Ask::Memories { task, slots: vec![slot.clone()] };
-                    (format!("task {name}{WITH_RULE}"), ask, slot.clone())
+                    let ask = Ask::Memories { task, slots: slots.clone() };
+                    (format!("task {name}{WITH_RULE}"), ask, slots.clone())
                 })
                 .collect(),
         }
@@ -425,7 +427,7 @@ fn example_text(text: &fwp_task::text::TextSpec) -> Option<Box<dyn fwp_task::Tas
 }
 
 /// A rule for the slot of a slow net in an example.
-fn interface(memory: Memory) -> SlotInterface {
+fn interface(name: &str, memory: Memory) -> SlotInterface {
     let input = |name: &str, role, shape: &[usize]| RuleInput {
         name: name.into(),
         role,
@@ -435,7 +437,7 @@ fn interface(memory: Memory) -> SlotInterface {
         shape: shape.into(),
     };
     SlotInterface {
-        name: "main".into(),
+        name: name.into(),
         rule: "example".into(),
         heads: memory.heads,
         key_raw: memory.key,

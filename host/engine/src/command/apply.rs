@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwp_program::{ModelPrograms, ParameterSpec, SlotPrograms, Source};
-use fwp_sdk::program::{Argument, Function, Kind as PartKind, Node, Op, Output, Program, SlotInterface, Span, TensorType, entry};
+use fwp_sdk::program::{
+    Argument, Function, Kind as PartKind, Node, Op, Output, Program, ReadAt, SlotInterface, Span, TensorType, entry,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -14,7 +16,7 @@ use crate::exec::choose::{Executors, Policy};
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
+use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -186,7 +188,7 @@ pub fn apply(
         inputs.push((input.name.clone(), x));
     }
 
-    let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
+    let (parts, memory) = weights.scan(&inputs, None, memory, &masks, ReadAt::After)?;
     let mut outputs: Vec<(String, Tensor)> = Vec::new();
     let names = slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
     for (name, part) in names.zip(&parts) {

@@ -8,14 +8,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use fwp_sdk::program::{Function, Op, Parameter, Scope, StateInit, entry};
+use fwp_sdk::program::{Function, MapRole, Op, Parameter, ReadAt, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
 use super::choose::Executors;
 use super::evaluate::{self, Place, Surroundings, Table};
 use super::ops::sizes;
 use super::plan::{StepPlan, WalkState, declared};
-pub use super::prepared::Read;
 use super::prepared::Slot;
 use super::value::{Datum, Lead, Memory, Precision, Value};
 use super::walk::length;
@@ -200,7 +199,7 @@ impl FastWeights {
         query_scale: Option<f64>,
         memory: Memory,
         masks: &Masks,
-        read: Read,
+        read: ReadAt,
     ) -> Result<(Vec<Value>, Memory)> {
         let plan = self.slot.plan(read)?;
         let values = in_order(&plan.function, inputs)?;
@@ -287,7 +286,7 @@ impl Surroundings for InStep<'_> {
         Ok(Datum::Value(match op {
             Op::State { index } => Value::new(self.states[*index as usize].shallow_clone(), Lead::BATCH),
             Op::StepIndex => self.index.clone(),
-            Op::Phi { role, .. } => self.weights.map(operands[0].value()?.clone(), role == "query", &self.index)?,
+            Op::Phi { role, .. } => self.weights.map(operands[0].value()?.clone(), *role == MapRole::Query, &self.index)?,
             other => bail!("internal: `{}` inside of a step, node {}", other.name(), at.node),
         }))
     }

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
-use fwp_sdk::program::{Op, Parameter, Role, SlotInterface, Training};
+use fwp_sdk::program::{Op, Parameter, QueryScale, Role, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
 use super::cell::{Call as CellCall, Cell};
 use super::{Carry, Model, Probes, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
+use crate::exec::scan::{FastWeights, Masks, per_sample, step_indices};
 use crate::exec::time::{self, Along, Attention};
 use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
 use crate::train::Pass;
@@ -243,7 +243,7 @@ impl<'a> InNet<'a> {
             .enumerate()
             .map(|(i, v)| {
                 let mut v = self.to_net(v, call.interface.heads)?;
-                if i == 0 && call.scale == "output" {
+                if i == 0 && call.scale == QueryScale::Output {
                     v.tensor = v.tensor.f_mul_scalar(scale)?;
                 }
                 Ok(Datum::Value(v))
@@ -262,7 +262,7 @@ impl<'a> InNet<'a> {
             Op::FastWeights { slot, name, inputs, scale, read } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, operands, scale, at.axis())?;
+                let call = Call::new(interface, inputs, operands, *scale, at.axis())?;
                 let key = self.key(at);
                 let memory = match self.entering.as_ref().and_then(|c| c.get(&key)) {
                     Some(left) => unpack(left, weights.index)?,
@@ -270,7 +270,7 @@ impl<'a> InNet<'a> {
                 };
                 let (given, masks) = self.operands(&call)?;
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
-                let (parts, memory) = weights.scan(&given, call.query_scale(), memory, &masks, Read::parse(read)?)?;
+                let (parts, memory) = weights.scan(&given, call.query_scale(), memory, &masks, *read)?;
                 if self.pass.carry {
                     self.leaving.borrow_mut().insert(key, pack(&memory));
                 }
@@ -282,7 +282,7 @@ impl<'a> InNet<'a> {
             Op::FastWrite { slot, name, inputs } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], "none", at.axis())?;
+                let call = Call::new(interface, inputs, &operands[1..], QueryScale::None, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
@@ -301,7 +301,7 @@ impl<'a> InNet<'a> {
             Op::FastRead { slot, name, inputs, scale } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], scale, at.axis())?;
+                let call = Call::new(interface, inputs, &operands[1..], *scale, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
                 let mapped = self.mapped(&call, &weights, &memory, &masks, &given)?;
@@ -452,7 +452,7 @@ impl<'a> InNet<'a> {
 struct Call<'a> {
     interface: &'a SlotInterface,
     inputs: Vec<(String, &'a Value)>,
-    scale: &'a str,
+    scale: QueryScale,
     /// Length of the operands' axis; none for a single step.
     length: Option<i64>,
     axis: Option<&'a str>,
@@ -463,7 +463,7 @@ impl<'a> Call<'a> {
         interface: &'a SlotInterface,
         names: &[String],
         operands: &[&'a Datum],
-        scale: &'a str,
+        scale: QueryScale,
         axis: Option<&'a str>,
     ) -> Result<Call<'a>> {
         let inputs: Vec<(String, &Value)> =
@@ -474,7 +474,7 @@ impl<'a> Call<'a> {
 
     /// What queries are multiplied by after the feature map.
     fn query_scale(&self) -> Option<f64> {
-        (self.scale == "query").then(|| (self.interface.key as f64).powf(-0.5))
+        (self.scale == QueryScale::Query).then(|| (self.interface.key as f64).powf(-0.5))
     }
 }
 

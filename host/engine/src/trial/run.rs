@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use fwp_program::interpret::Random;
 use fwp_program::{ParameterSpec, Source};
-use fwp_sdk::program::Program;
+use fwp_sdk::program::{Program, ReadAt};
 use tch::{Kind, Tensor};
 
 use super::Described;
@@ -17,7 +17,7 @@ use crate::exec::choose::Executors;
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
+use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -217,7 +217,7 @@ impl Subject {
             let x = Value::new(repeated.f_permute(order)?.f_reshape(flat)?, Lead::STEPS);
             inputs.push((name.clone(), x));
         }
-        let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
+        let (parts, memory) = weights.scan(&inputs, None, memory, &masks, ReadAt::After)?;
         let mut outputs = Vec::new();
         let names = self.slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
         for (name, part) in names.zip(&parts) {

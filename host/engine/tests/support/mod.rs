@@ -204,8 +204,14 @@ pub struct TestSlot {
 
 /// A slot named `main` with this rule and map for `heads` heads, raw keys of `key` and values of `value` elements.
 pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize, key: usize, value: usize) -> TestSlot {
+    slot_of::<R, M>(rule, map, Dims { heads, key_raw: key, value, ..Dims::ONE })
+}
+
+/// As [`slot`], for any sizes; the number of features is the map's.
+pub fn slot_of<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, dims: Dims) -> TestSlot {
+    let Dims { heads, key_raw: key, value, .. } = dims;
     let features = testing::features::<M>(map.clone(), key).unwrap();
-    let dims = Dims { heads, key_raw: key, key: features, value };
+    let dims = Dims { key: features, ..dims };
     let rule = testing::rule::<R>(rule, dims).unwrap_or_else(|e| panic!("{e}"));
     let map = testing::map::<M>(map, key).unwrap();
     let types = shape::types(&rule).unwrap();

@@ -87,7 +87,7 @@ impl SlowNet for Retrieval {
         }
 
         let memory = net.write("memory", &net.memory("memory", &slot), &by_name(&writes));
-        let answer = net.read("memory", &memory, "none", &by_name(&reads)).remove(0);
+        let answer = net.read("memory", &memory, QueryScale::None, &by_name(&reads)).remove(0);
         net.output("value", &answer.reshape(&[symbols]));
     }
 }
@@ -183,7 +183,7 @@ mod tests {
             match &node.op {
                 Op::FastWrite { inputs, .. } => written.extend(inputs.clone()),
                 Op::FastRead { inputs, scale, .. } => {
-                    assert_eq!(scale, "none");
+                    assert_eq!(*scale, QueryScale::None);
                     read.extend(inputs.clone());
                 }
                 _ => {}

@@ -13,29 +13,6 @@ choices! {
     }
 }
 
-choices! {
-    /// Where the factor key_dim^-1/2 goes.
-    pub enum QueryScale {
-        /// Nowhere.
-        None = "none",
-        /// On the query.
-        Query = "query",
-        /// On the output.
-        Output = "output",
-    }
-}
-
-impl QueryScale {
-    /// The name under which a fast-weight node knows it.
-    fn name(self) -> &'static str {
-        match self {
-            QueryScale::None => "none",
-            QueryScale::Query => "query",
-            QueryScale::Output => "output",
-        }
-    }
-}
-
 config! {
     /// Transformer with fast weights in the place of attention: the DeltaNet block, before each part a norm, after it a residual.
     ///
@@ -130,7 +107,7 @@ impl Transformer {
             inputs.push((input.name.as_str(), x.reshape(&shape)));
         }
         let inputs: Vec<(&str, &Expr)> = inputs.iter().map(|(name, x)| (*name, x)).collect();
-        let o = net.fast_weights("attn", slot, self.query_scale.name(), &inputs).remove(0);
+        let o = net.fast_weights("attn", slot, self.query_scale, &inputs).remove(0);
 
         let per_head: usize = slot.output.iter().product();
         let mut o = o.reshape(&[slot.heads, per_head]);
@@ -171,6 +148,10 @@ impl SlowNet for Transformer {
     fn memory(&self, _task: &TaskIo, _slot: &str) -> Memory {
         let size = |given: Option<usize>| given.unwrap_or(self.width / self.heads);
         Memory { heads: self.heads, key: size(self.key_dim), value: size(self.value_dim) }
+    }
+
+    fn layers(&self) -> usize {
+        self.layers
     }
 
     fn forward(&self, net: &mut Net) {
@@ -335,7 +316,7 @@ mod tests {
         let dropped = |f: &Function| f.nodes.iter().filter(|n| n.op == Op::Dropout { p: 0.1 }).count();
         let block = blocks(&program)[0].3;
         assert_eq!((dropped(program.entry("forward").unwrap()), dropped(block)), (1, 2));
-        assert!(block.nodes.iter().any(|n| matches!(&n.op, Op::FastWeights { scale, .. } if scale == "output")));
+        assert!(block.nodes.iter().any(|n| matches!(&n.op, Op::FastWeights { scale, .. } if *scale == QueryScale::Output)));
         assert!(shapes(block).contains(&("attn.g_proj.weight", &[128, 128])));
     }
 

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn describe(config: Value) -> Result<Program, String> {
-        testing::rule::<Additive>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3 })
+        testing::rule::<Additive>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE })
     }
 
     #[test]

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn describe() -> Program {
-        testing::rule::<DeltaRnn>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3 }).unwrap()
+        testing::rule::<DeltaRnn>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE }).unwrap()
     }
 
     #[test]

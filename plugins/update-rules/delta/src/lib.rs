@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     fn describe() -> Program {
-        testing::rule::<Delta>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3 }).unwrap()
+        testing::rule::<Delta>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE }).unwrap()
     }
 
     #[test]
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn keys_are_refused() {
-        let dims = Dims { heads: 1, key_raw: 2, key: 2, value: 2 };
+        let dims = Dims { heads: 1, key_raw: 2, key: 2, value: 2, ..Dims::ONE };
         let message = testing::rule::<Delta>(json!({ "beta": 1 }), dims).unwrap_err();
         assert!(message.contains("unknown key `beta`"), "{message}");
     }

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn describe(config: Value) -> Result<Program, String> {
-        testing::rule::<GatedDelta>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3 })
+        testing::rule::<GatedDelta>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE })
     }
 
     #[test]

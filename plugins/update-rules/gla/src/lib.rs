@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn describe(config: Value) -> Result<Program, String> {
-        testing::rule::<Gla>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3 })
+        testing::rule::<Gla>(config, Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE })
     }
 
     #[test]
