@@ -265,6 +265,12 @@ impl Net {
         self.graph.node(Op::Attention { scale, causal, window }, &[q, k, v])
     }
 
+    /// As [`Net::attention`], causal, where a step sees only steps of its own `part`, an integer [] along the axis of the others.
+    #[track_caller]
+    pub fn attention_within(&self, q: &Expr, k: &Expr, v: &Expr, scale: f64, window: usize, part: &Expr) -> Expr {
+        self.graph.node(Op::Attention { scale, causal: true, window }, &[q, k, v, part])
+    }
+
     /// The slot with this name.
     #[track_caller]
     pub fn slot(&self, name: &str) -> SlotInterface {
