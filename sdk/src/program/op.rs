@@ -49,6 +49,14 @@ macro_rules! operators {
                 &[ $( ($pcode, $pname), )* $( ($code, $name), )* ]
             }
 
+            /// Every operator's code and its attributes as `name: type`, in the order of the byte format.
+            pub fn layouts() -> Vec<(u16, Vec<String>)> {
+                vec![
+                    $( ($pcode, Vec::new()), )*
+                    $( ($code, vec![ $( concat!(stringify!($field), ": ", stringify!($ty)).to_string() ),* ]), )*
+                ]
+            }
+
             pub(super) fn write(&self, w: &mut Writer) {
                 w.u16(self.code());
                 match self {

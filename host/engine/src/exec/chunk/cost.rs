@@ -58,7 +58,8 @@ pub fn keyed(layout: &Layout, logs: &[Tensor], preferred: i64, kind: Kind) -> Re
     debug_assert!(layout.axis == Axis::Keys);
     let mut sizes: Option<Tensor> = None;
     for log in logs {
-        let size = log.f_detach()?.f_abs()?.f_clamp_max(-SMALLEST_LOG)?;
+        // What is not a number is passed on, and says nothing of the others.
+        let size = log.f_detach()?.f_abs()?.f_nan_to_num(0.0, None, None)?.f_clamp_max(-SMALLEST_LOG)?;
         sizes = Some(match sizes {
             Some(s) => s.f_add(&size)?,
             None => size,
@@ -79,9 +80,7 @@ pub fn keyed(layout: &Layout, logs: &[Tensor], preferred: i64, kind: Kind) -> Re
     for (limit, kind) in limits {
         chunk = chunk.max(preferred);
         loop {
-            // Not a number fits nowhere and is passed on.
-            let largest = largest(chunk)?;
-            if largest <= limit || largest.is_nan() {
+            if largest(chunk)? <= limit {
                 return Ok((chunk, kind));
             }
             if chunk <= shortest {

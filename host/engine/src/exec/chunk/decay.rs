@@ -399,7 +399,9 @@ const SINGLE: f64 = 16.0;
 /// exp(reads - writes) where a row sees a write, else 0.
 fn differences(at: &Tensor, reads: &Tensor, writes: &Tensor, seen: &Tensor, kind: Kind) -> Result<Tensor> {
     // Differences of large sums are taken in float64; what is hidden may then be the exponential of anything.
-    if kind == Kind::Double || at.numel() == 0 || at.f_abs()?.f_max()?.f_double_value(&[])? > SINGLE {
+    // A sum that is not a number says nothing of the others.
+    let small = |at: &Tensor| -> Result<bool> { Ok(at.f_abs()?.f_max()?.f_double_value(&[])? <= SINGLE) };
+    if kind == Kind::Double || at.numel() == 0 || !small(at)? {
         return exp_where(&reads.f_sub(&writes.f_transpose(1, 2)?)?, Some(seen), kind);
     }
     let (reads, writes) = (reads.f_to_kind(kind)?, writes.f_transpose(1, 2)?.f_to_kind(kind)?);

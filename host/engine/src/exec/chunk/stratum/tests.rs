@@ -368,3 +368,21 @@ fn long_sequences_and_float32() {
         }
     }
 }
+
+#[test]
+fn what_is_not_a_number_stays_in_its_sequence() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    for (case, kind) in cases().iter().flat_map(|c| [(c, Kind::Float), (c, Kind::Double)]) {
+        let s = Sizes { steps: 65, n: 3, rows: rows(case, 3), columns: 5 };
+        for i in 0..case.roles.len() {
+            let x = numbers(case, &s, kind, 5);
+            _ = tch::no_grad(|| x.coefficients[i].get(20).get(1).narrow(0, 0, 1).fill_(f64::NAN));
+            let (reads, last) = chunked(case, &x, &s, Steer::default(), None, None);
+            let finite = |t: &Tensor, axis: i64, n: i64| t.select(axis, n).isfinite().all().int64_value(&[]) != 0;
+            for n in [0, 2] {
+                let whole = reads.iter().all(|r| finite(r, 1, n)) && finite(&last, 0, n);
+                assert!(whole, "{}: NaN in coefficient {i} of sequence 1 comes out in sequence {n}, {kind:?}", case.name);
+            }
+        }
+    }
+}
