@@ -137,7 +137,8 @@ pub fn signature(rule: &Program) -> String {
         let scope = if p.scope == Scope::Head { String::new() } else { format!(" for a {:?}", p.scope).to_lowercase() };
         format!("{kind} {} {:?}{decay}{scope}", p.name, p.shape)
     });
-    let extras = step.into_iter().flat_map(|f| &f.outputs).filter_map(|o| o.name.strip_prefix("extra.").map(|n| format!("extra {n}")));
+    let extras =
+        step.into_iter().flat_map(|f| &f.outputs).filter_map(|o| o.name.strip_prefix("extra.").map(|n| format!("extra {n}")));
     let parts: [Vec<String>; 4] = [inputs.collect(), states.collect(), parameters.collect(), extras.collect()];
     parts.iter().filter(|p| !p.is_empty()).map(|p| p.join(", ")).collect::<Vec<_>>().join("; ")
 }
@@ -163,7 +164,15 @@ pub fn features<M: FeatureMap>(config: Value, dim: usize) -> Result<usize, Strin
 /// # Errors
 /// The message that a host would show.
 pub fn memory<N: SlowNet>(config: Value, task: &TaskIo) -> Result<Memory, String> {
-    let ask = Ask::Memories { task: task.clone(), slots: vec!["main".into()] };
+    memory_of::<N>(config, task, "main")
+}
+
+/// The fast weights that a slow net wants in the slot of this name for a task.
+///
+/// # Errors
+/// The message that a host would show.
+pub fn memory_of<N: SlowNet>(config: Value, task: &TaskIo, slot: &str) -> Result<Memory, String> {
+    let ask = Ask::Memories { task: task.clone(), slots: vec![slot.into()] };
     let memories: Memories = json(Part::slow_net::<N>(), config, ask)?;
     memories.slots.into_iter().next().ok_or_else(|| "the slow net answers for no slot".to_string())
 }

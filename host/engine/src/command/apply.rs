@@ -44,6 +44,9 @@ pub struct Job {
     /// `auto` or the name of an executor.
     #[serde(default = "auto")]
     pub exec: String,
+    /// The layer that the rule is in, from 0.
+    #[serde(default)]
+    pub layer: usize,
 }
 
 fn auto() -> String {
@@ -64,7 +67,7 @@ pub fn run(job: &Job) -> Result<()> {
         None => identity(rule.inputs.iter().find(|i| i.mapped()).map_or(1, |i| i.shape.last().copied().unwrap_or(1))),
     };
     let executors = Arc::new(Executors::new(job.exec.parse::<Policy>().map_err(anyhow::Error::msg)?));
-    let outputs = apply(&rule, &map, &file, precision, job.grad, &executors)?;
+    let outputs = apply_in_layer(job.layer, &rule, &map, &file, precision, job.grad, &executors)?;
     executors.take_notices().iter().for_each(|line| eprintln!("{line}"));
     let host: Result<Vec<HostTensor>, _> = outputs.iter().map(|(n, t)| HostTensor::copy(n, t)).collect();
     let metadata = BTreeMap::from([("rule".to_string(), rule.name.clone()), ("feature_map".to_string(), map.name.clone())]);
@@ -72,10 +75,23 @@ pub fn run(job: &Job) -> Result<()> {
     std::fs::write(&job.output, bytes).with_context(|| format!("writing {}", job.output.display()))
 }
 
-/// Applies a rule to named tensors `[batch, time, heads, ...]`.
+/// [`apply_in_layer`] 0.
+pub fn apply(
+    rule: &Program,
+    map: &Program,
+    file: &BTreeMap<String, Tensor>,
+    precision: Precision,
+    grad: bool,
+    executors: &Arc<Executors>,
+) -> Result<BTreeMap<String, Tensor>> {
+    apply_in_layer(0, rule, map, file, precision, grad, executors)
+}
+
+/// Applies a rule, as it is in that layer, to named tensors `[batch, time, heads, ...]`.
 ///
 /// Gives `o`, `extra.NAME`, the final `state.NAME` and, where asked, `grad.*` of every tensor that was read.
-pub fn apply(
+pub fn apply_in_layer(
+    layer: usize,
     rule: &Program,
     map: &Program,
     file: &BTreeMap<String, Tensor>,
@@ -134,7 +150,7 @@ pub fn apply(
                 ensure!(t.size() == sizes(&spec.shape), "`param.{}` is {:?}; expected {:?}", spec.path, t.size(), spec.shape);
                 leaf(&format!("param.{}", spec.path), t)?
             }
-            None => initial(&slot, &spec, precision)?,
+            None => initial(&slot, &ParameterSpec { layer, ..spec.clone() }, precision)?,
         };
         table.0.insert(spec.path.clone(), per_sample(&t, spec.scope, batch)?);
     }

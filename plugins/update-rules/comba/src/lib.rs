@@ -21,8 +21,7 @@ config! {
 impl UpdateRule for Comba {
     const NAME: &'static str = "comba";
     const CITATION: &'static str = "Hu et al. 2025, arXiv 2506.02475";
-    const OBJECTIVE: &'static str =
-        "beta/2 |W k - v|^2 + (1 - alpha)/2 |W|^2, one gradient step of size 1, where p = k; with another p the update is no gradient";
+    const OBJECTIVE: &'static str = "beta/2 |W k - v|^2 + (1 - alpha)/2 |W|^2, one gradient step of size 1, where p = k; with another p the update is no gradient";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::new(dims)

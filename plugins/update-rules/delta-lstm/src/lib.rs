@@ -28,8 +28,7 @@ impl UpdateRule for DeltaLstm {
     const NAME: &'static str = "delta-lstm";
     const CITATION: &'static str =
         "Irie, Schlag, Csordas, Schmidhuber 2021, arXiv 2106.06295, the fourth version of the authors' code";
-    const OBJECTIVE: &'static str =
-        "1/2 |W k - v|^2 and 1/2 |R x - y|^2 for each gate, one gradient step each of sizes beta and b; the recurrence itself minimises nothing";
+    const OBJECTIVE: &'static str = "1/2 |W k - v|^2 and 1/2 |R x - y|^2 for each gate, one gradient step each of sizes beta and b; the recurrence itself minimises nothing";
 
     fn signature(&self, dims: Dims) -> Signature {
         let n = dims.value;

@@ -36,7 +36,8 @@ impl Fwm {
 impl UpdateRule for Fwm {
     const NAME: &'static str = "fwm";
     const CITATION: &'static str = "Schlag, Munkhdalai, Schmidhuber 2021, arXiv 2011.07831";
-    const OBJECTIVE: &'static str = "1/2 |W k - v|^2, one gradient step of size beta, then the nearest point of the ball |W| <= 1";
+    const OBJECTIVE: &'static str =
+        "1/2 |W k - v|^2, one gradient step of size beta, then the nearest point of the ball |W| <= 1";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::new(dims).signal("beta", []).state("w", [dims.value, dims.key], StateStart::Zeros)

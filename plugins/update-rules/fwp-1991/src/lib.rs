@@ -28,8 +28,7 @@ config! {
 
 impl UpdateRule for Fwp1991 {
     const NAME: &'static str = "fwp-1991";
-    const CITATION: &'static str =
-        "Schmidhuber 1991, technical report; 1992, Neural Computation 4(1); as in Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Eq. 1-3";
+    const CITATION: &'static str = "Schmidhuber 1991, technical report; 1992, Neural Computation 4(1); as in Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Eq. 1-3";
     const OBJECTIVE: &'static str = "-<W k, v>, one gradient step of size 1, then squashed; the two together minimise nothing";
 
     fn signature(&self, dims: Dims) -> Signature {

@@ -44,7 +44,8 @@ impl GatedSum {
 
 impl UpdateRule for GatedSum {
     const NAME: &'static str = "gated-sum";
-    const CITATION: &'static str = "Peng et al. 2021, arXiv 2103.02143; Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Appendix B";
+    const CITATION: &'static str =
+        "Peng et al. 2021, arXiv 2103.02143; Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, Appendix B";
     const OBJECTIVE: &'static str = "-<W k, v> + 1/2 |W|^2, one gradient step of size beta";
 
     fn signature(&self, dims: Dims) -> Signature {

@@ -28,14 +28,14 @@ config! {
 impl UpdateRule for Gsa {
     const NAME: &'static str = "gsa";
     const CITATION: &'static str = "Zhang et al. 2024, arXiv 2409.07146";
-    const OBJECTIVE: &'static str =
-        "1/2 sum over slots j of (1 - a_j) (|K_j - k|^2 + |V_j - v|^2), one gradient step of size 1";
+    const OBJECTIVE: &'static str = "1/2 sum over slots j of (1 - a_j) (|K_j - k|^2 + |V_j - v|^2), one gradient step of size 1";
 
     fn signature(&self, dims: Dims) -> Signature {
-        Signature::new(dims)
-            .signal("alpha", [self.slots])
-            .state("k_mem", [self.slots, dims.key], StateStart::Zeros)
-            .state("v_mem", [self.slots, dims.value], StateStart::Zeros)
+        Signature::new(dims).signal("alpha", [self.slots]).state("k_mem", [self.slots, dims.key], StateStart::Zeros).state(
+            "v_mem",
+            [self.slots, dims.value],
+            StateStart::Zeros,
+        )
     }
 
     fn step(&self, s: &mut Step) {

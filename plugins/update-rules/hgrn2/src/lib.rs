@@ -18,15 +18,18 @@ config! {
 impl Hgrn2 {
     fn forget(s: &Step) -> Expr {
         let shares = s.parameter("bounds").softmax_on(0);
-        let low = s.at_layer(&shares.cumsum(0)) - shares.at(0);
-        &low + (1 - &low) * s.signal("f").sigmoid()
+        // Not below 0, as written so that the host knows: f is positive then and has a logarithm.
+        let low = (s.at_layer(&shares.cumsum(0)) - shares.at(0)).relu();
+        let f = s.signal("f");
+        f.sigmoid() + low * (-f).sigmoid()
     }
 }
 
 impl UpdateRule for Hgrn2 {
     const NAME: &'static str = "hgrn2";
     const CITATION: &'static str = "Qin et al. 2024, arXiv 2404.07904";
-    const OBJECTIVE: &'static str = "-<W k, v> + 1/2 sum over columns j of (1 - f_j) |W_j|^2 with k = 1 - f, one gradient step of size 1";
+    const OBJECTIVE: &'static str =
+        "-<W k, v> + 1/2 sum over columns j of (1 - f_j) |W_j|^2 with k = 1 - f, one gradient step of size 1";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::without_inputs(dims)

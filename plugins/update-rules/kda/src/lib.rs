@@ -87,8 +87,7 @@ impl UpdateRule for Kda {
 impl UpdateRule for Gdn2 {
     const NAME: &'static str = "gdn2";
     const CITATION: &'static str = "flash-linear-attention, fla/ops/gdn2";
-    const OBJECTIVE: &'static str =
-        "none: what is erased is read with e * k and removed under k, so the update is no gradient (its Jacobian is not symmetric)";
+    const OBJECTIVE: &'static str = "none: what is erased is read with e * k and removed under k, so the update is no gradient (its Jacobian is not symmetric)";
 
     fn signature(&self, dims: Dims) -> Signature {
         signature(dims).signal("erase", [dims.key]).signal("admit", [dims.value])

@@ -26,10 +26,11 @@ impl UpdateRule for LogLinear {
     fn signature(&self, dims: Dims) -> Signature {
         // Level j ends at 2^j steps, and the longest sequence has to end inside of the last.
         let levels = dims.max_len.max(1).ilog2() as usize + 2;
-        Signature::new(dims)
-            .signal("lambda", [levels])
-            .signal("alpha", [])
-            .state("s", [levels, dims.value, dims.key], StateStart::Zeros)
+        Signature::new(dims).signal("lambda", [levels]).signal("alpha", []).state(
+            "s",
+            [levels, dims.value, dims.key],
+            StateStart::Zeros,
+        )
     }
 
     fn step(&self, s: &mut Step) {

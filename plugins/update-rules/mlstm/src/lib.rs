@@ -33,7 +33,8 @@ config! {
 impl UpdateRule for Mlstm {
     const NAME: &'static str = "mlstm";
     const CITATION: &'static str = "Beck et al. 2024, arXiv 2405.04517";
-    const OBJECTIVE: &'static str = "-e^i <C k, v> + (1 - f)/2 |C|^2, one gradient step of size 1, before the scale e^m is taken out";
+    const OBJECTIVE: &'static str =
+        "-e^i <C k, v> + (1 - f)/2 |C|^2, one gradient step of size 1, before the scale e^m is taken out";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::new(dims)

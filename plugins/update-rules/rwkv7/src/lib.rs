@@ -27,8 +27,7 @@ config! {
 impl UpdateRule for Rwkv7 {
     const NAME: &'static str = "rwkv7";
     const CITATION: &'static str = "Peng et al. 2025, arXiv 2503.14456";
-    const OBJECTIVE: &'static str =
-        "none: 1/2 |W k - v|^2 + 1/2 sum over columns j of (1 - d_j) |W_j|^2 is its motivation, but with keys of their own for \
+    const OBJECTIVE: &'static str = "none: 1/2 |W k - v|^2 + 1/2 sum over columns j of (1 - d_j) |W_j|^2 is its motivation, but with keys of their own for \
          erasing and writing the update is no gradient (its Jacobian is not symmetric)";
 
     fn signature(&self, dims: Dims) -> Signature {

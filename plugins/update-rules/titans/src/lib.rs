@@ -50,8 +50,7 @@ impl UpdateRule for Titans {
 
     fn signature(&self, dims: Dims) -> Signature {
         let hidden = self.hidden_factor * dims.key;
-        let shapes =
-            if self.depth == 1 { vec![[dims.value, dims.key]] } else { vec![[hidden, dims.key], [dims.value, hidden]] };
+        let shapes = if self.depth == 1 { vec![[dims.value, dims.key]] } else { vec![[hidden, dims.key], [dims.value, hidden]] };
         let signature = Signature::new(dims).signal("alpha", []).signal("eta", []).signal("theta", []);
         self.names().iter().zip(shapes).fold(signature, |signature, ((w, u), shape)| {
             signature.state(w, shape, StateStart::Trained(Init::normal(0.02))).state(u, shape, StateStart::Zeros)
@@ -65,7 +64,9 @@ impl UpdateRule for Titans {
         let (kept, eta) = (1 - s.signal("alpha").sigmoid(), s.signal("eta").sigmoid());
         let theta = self.rate * s.signal("theta").sigmoid();
         let mut now = Vec::new();
-        for (((w, u), old), gradient) in self.names().iter().zip(&weights).zip(loss.gradients(&weights.iter().collect::<Vec<_>>())) {
+        for (((w, u), old), gradient) in
+            self.names().iter().zip(&weights).zip(loss.gradients(&weights.iter().collect::<Vec<_>>()))
+        {
             let momentum = &eta * s.state(u) - &theta * gradient;
             now.push(&kept * old + &momentum);
             s.set_state(w, &now[now.len() - 1]);

@@ -386,3 +386,22 @@ fn what_is_not_a_number_stays_in_its_sequence() {
         }
     }
 }
+
+#[test]
+fn a_decay_of_nothing_has_no_gradient() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    for case in cases().iter().filter(|c| c.segments.len() == 1) {
+        let Some((Role::Columns(..), decay)) = case.roles.iter().zip(0..).find(|(r, _)| matches!(r, Role::Columns(..))) else { continue };
+        let s = Sizes { steps: 1, n: 3, rows: rows(case, 7), columns: 11 };
+        let x = numbers(case, &s, Kind::Float, 3);
+        _ = tch::no_grad(|| x.first.shallow_clone().zero_());
+        let write = Tensor::ones([1, s.n], (Kind::Bool, Device::Cpu));
+        let (mut outputs, last) = chunked(case, &x, &s, Steer::default(), Some(&write), None);
+        outputs.push(last);
+        let mut used = vec![false; case.roles.len()];
+        used[decay] = true;
+        // Not a small number: what is written has no decay behind it, so nothing may be taken from something as large.
+        let largest = gradients(&outputs, &x, &used, 4)[0].abs().max().double_value(&[]);
+        assert_eq!(largest, 0.0, "{}", case.name);
+    }
+}
