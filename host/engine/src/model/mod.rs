@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::exec::choose::{Executor, Executors, Policy};
 use crate::exec::evaluate;
 use crate::exec::prepared::{Composed, Prepared};
-use crate::exec::value::{Datum, Lead, Precision, Value};
+use crate::exec::value::{Datum, Lead, Precision, Value, expanded};
 use crate::train::{Output, Parameter, Pass, TrainModel};
 
 /// What one call of a model leaves for the next: states of fast weights and cells, rings of convolutions and windows, positions.
@@ -133,7 +133,7 @@ impl Model {
                 v.tensor.shallow_clone()
             } else {
                 let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
-                v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?
+                expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?
             };
             values.insert(o.name.clone(), full);
         }
