@@ -3,8 +3,8 @@
 mod support;
 
 use fwp_program::analysis::{
-    Additive, Affine, Analysis, Axis, Canonical, Class, Decay, Form, Obstacle, Query, Range, Reason, Side, Stratum, analyse,
-    canonical as only_canonical,
+    Additive as Added, Affine, Analysis, Axis, Canonical, Class, Decay, Form, Obstacle, Query, Range, Reason, Side, Stratum,
+    analyse, canonical as only_canonical,
 };
 use fwp_program::interpret::{Array, Inputs, evaluate};
 use fwp_sdk::UpdateRule;
@@ -866,7 +866,7 @@ fn what_is_in_the_way_is_named() {
         assert_eq!((class, obstacle), (Class::Held, Obstacle::Held));
         assert!(why.contains("`w`"), "{why}");
         let sum = &analysed::<HeldWithSums>(dims).1.findings[0];
-        assert_eq!((&sum.class, sum.additive, sum.states[0]), (&Class::Scalar, Additive::Outer(1), 1));
+        assert_eq!((&sum.class, sum.additive, sum.states[0]), (&Class::Scalar, Added::Outer(1), 1));
         let (_, _, _, obstacle, _) = refused::<SignedColumns>(dims);
         assert_eq!(obstacle, Obstacle::Signed);
         assert_eq!(class_of::<SignedColumns>(dims), [Class::Diagonal(Axis::Columns)]);

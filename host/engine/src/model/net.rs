@@ -560,9 +560,10 @@ impl Surroundings for InNet<'_> {
             Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),
             Op::Attention { scale, causal, window } => {
                 let (q, k, v) = (operands[0].value()?, operands[1].value()?, operands[2].value()?);
+                let part = operands.get(3).map(|p| p.value()).transpose()?;
                 let one_axis = at.axis_of(0) == at.axis_of(1);
                 let how = Attention { scale: *scale, causal: *causal, window: *window, one_axis, carry: self.pass.carry };
-                self.remembering(at, length(0)?, |a| time::attention(q, k, v, how, a))
+                self.remembering(at, length(0)?, |a| time::attention([q, k, v], part, how, a))
             }
             Op::Last => {
                 let v = operands[0].value()?;
