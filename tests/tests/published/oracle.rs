@@ -178,7 +178,9 @@ pub type Start = Box<dyn Fn(&mut Head)>;
 
 /// An independent implementation of a rule in one configuration.
 pub struct Rule {
-    /// Name of the plugin.
+    /// The part that is compared: the rule or its feature map.
+    pub subject: String,
+    /// Name of the rule.
     pub plugin: String,
     /// Its configuration and more, as command line.
     pub options: String,
@@ -199,6 +201,7 @@ impl Rule {
     /// Without inputs; the step comes last.
     pub fn bare(plugin: &str, n: &Sizes) -> Rule {
         Rule {
+            subject: plugin.into(),
             plugin: plugin.into(),
             options: String::new(),
             tensors: Vec::new(),
@@ -225,6 +228,12 @@ impl Rule {
     pub fn option(mut self, text: &str) -> Rule {
         self.options += &format!(" {text}");
         self
+    }
+
+    /// With a feature map, which is then what is compared.
+    pub fn feature_map(mut self, name: &str) -> Rule {
+        self.subject = name.into();
+        self.option(&format!("--feature-map {name}"))
     }
 
     fn tensor(mut self, name: &str, role: Role, shape: &[usize]) -> Rule {
