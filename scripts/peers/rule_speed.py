@@ -97,7 +97,7 @@ class Run:
         return sorted(found, key=lambda s: (s.rule != YARDSTICK, s.name))
 
     def bench(self, subject: Subject, executors: Tuple[str, ...], steps: int, rounds: int, seconds: float) -> Dict[str, Json]:
-        """The rows of those executors that apply, by name."""
+        """A row for each executor, by name, whether it applies or not."""
         a = self.arguments
         command = ["bench", "--rule", subject.rule, "--exec", ",".join(executors), "--batch", str(a.batch)]
         command += ["--heads", str(a.heads), "--time", str(steps), "--key-dim", str(a.dim), "--value-dim", str(a.dim)]
@@ -105,7 +105,7 @@ class Run:
         command += ["--rounds", str(rounds), "--seconds", str(seconds)]
         for setting in subject.settings:
             command += ["--set", setting]
-        return {row["executor"]: row for row in self.host(*command) if row["applies"]}
+        return {row["executor"]: row for row in self.host(*command)}
 
     def reference(self, subject: Subject) -> Time:
         """The reference, on as long a sequence as can be afforded."""
@@ -138,7 +138,8 @@ class Run:
         others = Others()
         yardstick = self.bench(Subject(YARDSTICK, ()), FAST, a.time, a.rounds, 1.0)
         ours = yardstick if subject.name == YARDSTICK else self.bench(subject, FAST, a.time, a.rounds, a.seconds)
-        times = {name: Time(row["total_ms"]) for name, row in ours.items()}
+        times = {name: Time(row["total_ms"]) for name, row in ours.items() if row["applies"]}
+        additive = min(row["total_ms"] for row in yardstick.values() if row["applies"])
         times["reference"] = self.reference(subject)
         loop = None if chunked else self.loop(subject)
         best = min(times, key=lambda n: times[n].ms)
@@ -149,8 +150,10 @@ class Run:
             "times": {n: t._asdict() for n, t in times.items()},
             "best": best,
             "tokens_per_second": 1e3 * a.batch * a.time / times[best].ms,
-            "additive_ms": min(row["total_ms"] for row in yardstick.values()),
-            "to_additive": times[best].ms / min(row["total_ms"] for row in yardstick.values()),
+            # A kernel is there for every rule, chunks where the analysis has a form: otherwise somebody should know why.
+            "refused": {n: row["why"] for n, row in ours.items() if not row["applies"] and (n == "scan" or chunked)},
+            "additive_ms": additive,
+            "to_additive": times[best].ms / additive,
             "loop": loop and loop._asdict(),
             "to_loop": loop and loop.ms / times[best].ms,
             "others_busy": round(others.load(), 3),
@@ -175,12 +178,12 @@ def slow(row: Json) -> bool:
 
 
 def remark(row: Json) -> str:
-    """Why a slow rule is slow."""
-    if not slow(row):
-        return ""
-    if not row["chunk_form"] and row["to_loop"] is None:
-        return "no loop to compare with"
-    return REMARKS.get(row["rule"], "**to be explained**")
+    """Why a slow rule is slow, and which executor that should serve does not."""
+    said = [f"{name}: {why}" for name, why in row["refused"].items()]
+    if slow(row):
+        nothing = not row["chunk_form"] and row["to_loop"] is None
+        said.append("no loop to compare with" if nothing else REMARKS.get(row["rule"], "**to be explained**"))
+    return "; ".join(said)
 
 
 def report(document: Json) -> str:
