@@ -3,6 +3,7 @@
 mod cell;
 pub mod init;
 mod net;
+mod unfold;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,7 +92,7 @@ impl Model {
         }
         // Cells are put in whole, so a panic elsewhere leaves nothing half done.
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Cell::new(&self.composed.net, function, states).map(Arc::new);
+        let made = || Cell::new(&self.composed, function, states).map(Arc::new);
         cells.entry((function, states)).or_insert_with(made).clone()
     }
 

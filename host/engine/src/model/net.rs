@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
@@ -338,7 +339,9 @@ impl<'a> InNet<'a> {
             Some(left) => unflatten(left, &initial)?,
             None => initial.clone(),
         };
-        if let Some(cell) = self.model.cell(function, states) {
+        // Fast weights that somebody looks at are written step by step, where each write can be seen.
+        let walks = |cell: &Arc<Cell>| self.probes.is_none() || !cell.has_memories();
+        if let Some(cell) = self.model.cell(function, states).filter(walks) {
             return self.walked(at, &cell, &prefix, key, &initial, &current, &operands[states..]);
         }
         let sequences: Vec<Vec<Tensor>> =
@@ -385,21 +388,19 @@ impl<'a> InNet<'a> {
         current: &[Datum],
         sequences: &[&Datum],
     ) -> Result<Datum> {
-        let tensors =
-            |data: &[Datum]| -> Result<Vec<Tensor>> { data.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect() };
         let sequences: Vec<Tensor> = sequences.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect::<Result<_>>()?;
         let length = sequences.first().context("internal: a cell without inputs")?.size()[1];
         let mut parameters = Table::default();
         for spec in &self.model.specs {
-            if matches!(spec.source, Source::Net) && (spec.path.starts_with(prefix) || spec.path.starts_with("shared.")) {
+            if spec.path.starts_with(prefix) || spec.path.starts_with("shared.") {
                 parameters.0.insert(spec.path.clone(), Value::new(self.value_of(&spec.path)?, Lead::NONE));
             }
         }
         let (states, outputs) = cell.run(CellCall {
             prefix,
             parameters,
-            initial: tensors(initial)?,
-            current: tensors(current)?,
+            initial,
+            current,
             sequences,
             reset: self.resets(at.axis(), length)?,
             precision: self.model.precision,
@@ -407,11 +408,10 @@ impl<'a> InNet<'a> {
             executors: self.model.executors.clone(),
         })?;
         if self.pass.carry {
-            self.leaving.borrow_mut().insert(key, states.iter().map(Tensor::shallow_clone).collect());
+            self.leaving.borrow_mut().insert(key, flatten(&states));
         }
-        let last = states.into_iter().map(|t| Datum::Value(Value::new(t, Lead::BATCH)));
         let along = outputs.into_iter().map(|t| Datum::Value(Value::new(t, Lead::AXIS)));
-        Ok(Datum::Tuple(last.chain(along).collect()))
+        Ok(Datum::Tuple(states.into_iter().chain(along).collect()))
     }
 
     /// A value with its batch axis written out.
