@@ -219,4 +219,45 @@ mod tests {
         assert_eq!(joined, expected);
         assert_eq!([&made.operands[3], &made.operands[7], &made.operands[9]], [&vec![0, 1], &vec![3, 5], &vec![7, 3]]);
     }
+
+    #[test]
+    fn a_product_with_what_is_looked_up_takes_all_of_it_with_its_bias() {
+        let int = |axis: Option<&str>| TensorType { dtype: DType::Int, axis: axis.map(str::to_string), shape: vec![] };
+        let along = |shape: &[usize]| TensorType { axis: Some("time".into()), ..TensorType::float(shape) };
+        let (hot, join) = (Op::OneHot { size: 3 }, Op::Concat { axis: 0 });
+        let nodes: Vec<(Op, Vec<NodeId>, TensorType)> = vec![
+            (Op::Argument { index: 0 }, vec![], int(Some("time"))),
+            (Op::Parameter { index: 0 }, vec![], TensorType::float(&[5, 4])),
+            (hot, vec![0], along(&[3])),
+            (Op::Gather, vec![1, 0], along(&[4])),
+            (join, vec![2, 3], along(&[7])),
+            (Op::Parameter { index: 1 }, vec![], TensorType::float(&[6, 7])),
+            (Op::Parameter { index: 2 }, vec![], TensorType::float(&[6])),
+            (Op::MatVec, vec![5, 4], along(&[6])),
+            (Op::Add, vec![6, 7], along(&[6])),
+            // Without a bias; the product has another user, so a sum takes nothing from it.
+            (Op::MatVec, vec![5, 4], along(&[6])),
+            (Op::Add, vec![9, 6], along(&[6])),
+            // What is mapped again is not looked up.
+            (Op::Parameter { index: 3 }, vec![], TensorType::float(&[6, 6])),
+            (Op::MatVec, vec![11, 8], along(&[6])),
+        ];
+        let types: Vec<Type> = nodes.iter().map(|(_, _, ty)| Type::Tensor(ty.clone())).collect();
+        let nodes = nodes.into_iter().map(|(op, operands, _)| Node { op, operands, span: Span::default() }).collect();
+        // One-hot vectors are a result too, so they stay.
+        let outputs = [2, 9, 10, 12].map(|node| Output { name: String::new(), node }).to_vec();
+        let f = Function { name: "f".into(), arguments: vec![], parameters: vec![], nodes, outputs };
+        let made = Steps::joint(&f, &types);
+        let joined: Vec<(usize, Step)> = made.steps.iter().cloned().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
+        let form = |bias| Form { parts: vec![Part::OneHot(3), Part::Row], bias };
+        let expected = [
+            (3, Step::WithUser),
+            (4, Step::WithUser),
+            (7, Step::WithUser),
+            (8, Step::Lookup(form(true))),
+            (9, Step::Lookup(form(false))),
+        ];
+        assert_eq!(joined, expected);
+        assert_eq!([&made.operands[8], &made.operands[9]], [&vec![5, 6, 0, 1, 0], &vec![5, 0, 1, 0]]);
+    }
 }

@@ -244,8 +244,9 @@ pub fn train<M: TrainModel>(
 struct Pending {
     /// Steps done with this one.
     step: u64,
-    /// [loss, gradient norm], float64.
-    numbers: Tensor,
+    loss: Tensor,
+    /// Of the gradients.
+    norm: Tensor,
     rate: f64,
 }
 
@@ -417,13 +418,11 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let total = total.context("a step without a micro-batch")?;
         let gradients = self.optimiser.gradients();
         let norm = global_norm(&gradients)?;
-        let numbers = || Tensor::f_stack(&[total.f_to_kind(Kind::Double)?, norm.f_to_kind(Kind::Double)?], 0);
-        let numbers = numbers().map_err(ShimError::from)?;
         let rate = train.lr_at(self.state.step);
-        let pending = Pending { step: self.state.step + 1, numbers, rate };
         if train.clip > 0. {
             clip(&gradients, &norm, train.clip)?;
         }
+        let pending = Pending { step: self.state.step + 1, loss: total, norm, rate };
         if !self.asks_later() {
             // Asking costs nothing here, so a bad step is not even begun.
             let (end, good) = self.report(&pending)?;
@@ -443,7 +442,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                 }
             }
             let found = || {
-                let good = pending.numbers.f_isfinite()?.f_all()?;
+                let good = pending.loss.f_isfinite()?.f_logical_and(&pending.norm.f_isfinite()?)?;
                 good.f_logical_not()?.f_to_kind(Kind::Float)
             };
             let found = found().map_err(ShimError::from)?;
@@ -472,8 +471,8 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     ///
     /// Returns the end of the run, if this is one, and whether the step is to be taken.
     fn report(&mut self, pending: &Pending) -> anyhow::Result<(Option<End>, bool)> {
-        let numbers = Vec::<f64>::try_from(&pending.numbers).map_err(ShimError::from)?;
-        let (loss, norm) = (numbers[0], numbers[1]);
+        let read = |t: &Tensor| f64::try_from(t).map_err(ShimError::from);
+        let (loss, norm) = (read(&pending.loss)?, read(&pending.norm)?);
         let good = loss.is_finite() && norm.is_finite();
         if good {
             self.state.skipped_in_a_row = 0;
