@@ -164,7 +164,15 @@ pub fn features<M: FeatureMap>(config: Value, dim: usize) -> Result<usize, Strin
 /// # Errors
 /// The message that a host would show.
 pub fn memory<N: SlowNet>(config: Value, task: &TaskIo) -> Result<Memory, String> {
-    let ask = Ask::Memories { task: task.clone(), slots: vec!["main".into()] };
+    memory_of::<N>(config, task, "main")
+}
+
+/// The fast weights that a slow net wants in the slot of this name for a task.
+///
+/// # Errors
+/// The message that a host would show.
+pub fn memory_of<N: SlowNet>(config: Value, task: &TaskIo, slot: &str) -> Result<Memory, String> {
+    let ask = Ask::Memories { task: task.clone(), slots: vec![slot.into()] };
     let memories: Memories = json(Part::slow_net::<N>(), config, ask)?;
     memories.slots.into_iter().next().ok_or_else(|| "the slow net answers for no slot".to_string())
 }

@@ -55,6 +55,11 @@ impl Random {
     pub fn eye(&self, n: usize) -> Expr {
         self.graph.node(Op::Eye { n }, &[])
     }
+    /// The integers 0 to n - 1.
+    #[track_caller]
+    pub fn arange(&self, n: usize) -> Expr {
+        self.graph.node(Op::Arange { n }, &[])
+    }
     /// Index of the head that the parameter is drawn for, from 0.
     #[track_caller]
     pub fn head(&self) -> Expr {

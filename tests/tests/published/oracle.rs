@@ -44,6 +44,22 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// Its numbers in the file are drawn between these.
     pub range: (f64, f64),
+    /// A square matrix that is symmetric and not negative; only the symmetric part of its gradient is defined.
+    pub symmetric: bool,
+}
+
+/// Every matrix of an array becomes `f(matrix, i, j)`.
+fn squares(array: &mut Array, f: impl Fn(&dyn Fn(usize, usize) -> f64, usize, usize) -> f64) {
+    let n = *array.shape.last().expect("a matrix");
+    for matrix in array.data.chunks_exact_mut(n * n) {
+        let old = matrix.to_vec();
+        matrix.iter_mut().enumerate().for_each(|(at, x)| *x = f(&|i, j| old[i * n + j], at / n, at % n));
+    }
+}
+
+/// The symmetric part of every matrix.
+pub fn symmetrise(array: &mut Array) {
+    squares(array, |m, i, j| 0.5 * (m(i, j) + m(j, i)));
 }
 
 impl Tensor {
@@ -88,6 +104,10 @@ impl Tensor {
         let mut array = Array::random(&self.key(), &self.full_shape(n));
         let (low, high) = self.range;
         array.data.iter_mut().for_each(|x| *x = low + (high - low) * 0.5 * (*x + 1.0));
+        if self.symmetric {
+            let n = self.shape[0];
+            squares(&mut array, |m, i, j| (0..n).map(|l| m(i, l) * m(j, l)).sum());
+        }
         array
     }
 }
@@ -158,7 +178,9 @@ pub type Start = Box<dyn Fn(&mut Head)>;
 
 /// An independent implementation of a rule in one configuration.
 pub struct Rule {
-    /// Name of the plugin.
+    /// The part that is compared: the rule or its feature map.
+    pub subject: String,
+    /// Name of the rule.
     pub plugin: String,
     /// Its configuration and more, as command line.
     pub options: String,
@@ -179,6 +201,7 @@ impl Rule {
     /// Without inputs; the step comes last.
     pub fn bare(plugin: &str, n: &Sizes) -> Rule {
         Rule {
+            subject: plugin.into(),
             plugin: plugin.into(),
             options: String::new(),
             tensors: Vec::new(),
@@ -207,8 +230,14 @@ impl Rule {
         self
     }
 
+    /// With a feature map, which is then what is compared.
+    pub fn feature_map(mut self, name: &str) -> Rule {
+        self.subject = name.into();
+        self.option(&format!("--feature-map {name}"))
+    }
+
     fn tensor(mut self, name: &str, role: Role, shape: &[usize]) -> Rule {
-        self.tensors.push(Tensor { name: name.into(), role, shape: shape.into(), range: (-1.0, 1.0) });
+        self.tensors.push(Tensor { name: name.into(), role, shape: shape.into(), range: (-1.0, 1.0), symmetric: false });
         self
     }
 
@@ -233,10 +262,19 @@ impl Rule {
         self.tensor(name, Role::State, &shape)
     }
 
+    fn named(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|t| t.name == name).expect("a tensor of the name")
+    }
+
     /// Numbers of a tensor lie between these in the file.
     pub fn between(mut self, name: &str, low: f64, high: f64) -> Rule {
-        let tensor = self.tensors.iter_mut().find(|t| t.name == name).expect("a tensor of the name");
-        tensor.range = (low, high);
+        self.named(name).range = (low, high);
+        self
+    }
+
+    /// A tensor is a symmetric matrix that is not negative.
+    pub fn symmetric(mut self, name: &str) -> Rule {
+        self.named(name).symmetric = true;
         self
     }
 

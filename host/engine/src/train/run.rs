@@ -404,8 +404,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             let value =
                 output.values.get(name).with_context(|| format!("the slow net has no output {name:?}, which the task needs"))?;
             let sums = compare(self.task.loss(), value, &tensors)?;
-            let work = || sums.loss.f_div(&sums.weight)?.f_div_scalar(accumulate as f64);
-            let loss = work().map_err(ShimError::from)?;
+            let loss = sums.mean(accumulate as f64)?;
             anyhow::ensure!(loss.requires_grad(), "the loss does not depend on any trained parameter");
             loss.f_backward().map_err(ShimError::from)?;
             let loss = loss.detach();

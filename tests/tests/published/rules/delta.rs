@@ -155,13 +155,15 @@ pub fn deltaproduct(n: &Sizes, steps: usize, gated: bool, scale: f64) -> Rule {
 ///
 ///     W_t = W_{t-1} Diag(d) - (W_{t-1} kap) (a .* kap)^T + v kt^T,   o = W_t q,   bonus = <q, r_k .* kt> v
 ///     kap = l2(k .* k_k),   kt = k .* (1 + (a - 1) .* k_a),   a = sigmoid(.),   d = exp(-e^(-1/2) sigmoid(.))
-pub fn rwkv7(n: &Sizes) -> Rule {
-    let rule = Rule::new("rwkv7", n).input(n, "a", [n.key]).input(n, "decay", [n.key]).extra("bonus", [n.value]);
+///
+/// `eps` is added under the root of the length of kap.
+pub fn rwkv7(n: &Sizes, eps: f64) -> Rule {
+    let rule = Rule::new("rwkv7", n).set("eps", eps).input(n, "a", [n.key]).input(n, "decay", [n.key]).extra("bonus", [n.value]);
     let rule = ["k_k", "k_a", "r_k"].iter().fold(rule, |rule, name| rule.parameter(name, [n.key]));
-    rule.state("w", [n.value, n.key]).step(|x| {
+    rule.state("w", [n.value, n.key]).step(move |x| {
         let (q, k, v) = x.qkv();
         let a = map(&x.vector("a"), Dual::sigmoid);
-        let kap = unit(&times(&k, &x.vector("k_k")), 0.0);
+        let kap = unit(&times(&k, &x.vector("k_k")), eps);
         let factor = map(&times(&map(&a, |a| a - 1.0), &x.vector("k_a")), |y| 1.0 + y);
         let kt = times(&k, &factor);
         let d = map(&x.vector("decay"), |d| (-(-0.5_f64).exp() * d.sigmoid()).exp());

@@ -231,6 +231,9 @@ impl Driver<'_> {
     }
 
     fn notes(&self) -> Vec<String> {
+        if self.states.is_empty() {
+            return vec![format!("without a state, in vectors of {} lanes", self.lay.lanes)];
+        }
         let mut notes = Vec::new();
         let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
         let blocks = self.split.map_or(1, |s| s.1);
