@@ -5,7 +5,7 @@ use std::hint::black_box;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::{DOUBLE, Report, SINGLE, Trial, distance};
+use super::{DOUBLE, Report, SINGLE, Trial, distance, tame};
 use crate::shim;
 use crate::trial::draw::{normal, scalar, seed_of};
 use crate::trial::executor::REFERENCE;
@@ -21,25 +21,9 @@ const PLACES: [i64; 3] = [20, 63, 64];
 /// Relative difference in float64 that rounding may cause where numbers are computed in another order.
 const ROUNDING: f64 = 1e-11;
 
-/// How often inputs are made smaller, and by how much, where a rule explodes on them: gradient steps of a net do when they are too long.
-const SMALLER: [f64; 4] = [1.0, 0.25, 0.0625, 0.015_625];
-/// What is larger has exploded.
-const LARGE: f64 = 1e6;
-
 fn data(trial: &Trial<'_>, states: bool, masks: bool) -> Result<Data> {
     let seed = seed_of(trial.seed, &format!("behaviour {states} {masks}"));
-    let mut data = trial.subject.draw(Wanted { batch: BATCH, steps: STEPS, states, masks }, seed)?;
-    let drawn = data.copied().inputs;
-    for factor in SMALLER {
-        data.inputs = drawn.iter().map(|(n, t)| Ok((n.clone(), t.f_mul_scalar(factor)?))).collect::<Result<_>>()?;
-        let outcome = trial.subject.run(REFERENCE, DOUBLE, &data, None)?;
-        // NaN is not smaller than anything.
-        let bounded = |t: &Tensor| Ok(t.numel() == 0 || t.f_abs()?.f_max()?.f_double_value(&[])? < LARGE);
-        if outcome.values.iter().map(|(_, t)| bounded(t)).collect::<Result<Vec<bool>>>()?.into_iter().all(|b| b) {
-            break;
-        }
-    }
-    Ok(data)
+    tame(trial.subject, Wanted { batch: BATCH, steps: STEPS, states, masks }, seed)
 }
 
 /// Adds normal numbers to a part of every input.
