@@ -17,7 +17,7 @@ use oracle::{EQUAL, PRIMES, Role, Rule, Sizes, symmetrise};
 use safetensors::tensor::Dtype;
 
 /// The largest difference that is let through, relative to the largest number of a tensor.
-const TOLERANCE: f64 = 1e-9;
+const TOLERANCE: f64 = 1e-11;
 
 /// A tensor whose numbers are all below this is compared as if this were its largest.
 const SMALL: f64 = 1e-3;
@@ -293,6 +293,20 @@ tests! { MAPS:
         to.published(|n| maps::t2r(n, None, true, true));
         to.published(|n| maps::t2r(n, Some(9), false, false));
     }
+}
+
+/// Decays and write strengths as other frameworks hold them, after their activation.
+#[test]
+fn signals_are_taken_as_they_are_used() {
+    let to = Comparison::of(&["delta", "gated-delta", "gdn2", "gla", "kda", "mamba2", "rwkv6", "rwkv7"]);
+    to.published(|n| rules::delta::delta(n, 1.0).effective(&["beta"], &[]));
+    to.published(|n| rules::delta::gated_delta(n, "softplus", 1.0).effective(&["beta", "alpha"], &["a_log", "dt_bias"]));
+    to.published(|n| rules::delta::gdn2(n).effective(&["a", "erase", "admit"], &["a_log", "dt_bias"]));
+    to.published(|n| rules::decay::gla(n, 16.0).effective(&["a"], &[]));
+    to.published(|n| rules::delta::kda(n, 2.0).effective(&["beta", "a"], &["a_log", "dt_bias"]));
+    to.published(|n| rules::decay::mamba2(n, 1).effective(&["dt"], &["dt_bias"]));
+    to.published(|n| rules::decay::rwkv6(n).effective(&["decay"], &[]));
+    to.published(|n| rules::delta::rwkv7(n, 1e-12).effective(&["a", "decay"], &[]));
 }
 
 /// No rule and no map of the repository is left out.

@@ -118,6 +118,8 @@ pub struct Head {
     pub t: usize,
     /// Number of the head, from 0.
     pub head: usize,
+    /// Whether signals are given as they are used.
+    effective: bool,
     values: BTreeMap<String, (Vec<usize>, Vec<Dual>)>,
 }
 
@@ -146,6 +148,17 @@ impl Head {
         let (shape, data) = self.value(name, 3);
         let parts = data.chunks_exact(shape[1] * shape[2]);
         parts.map(|part| Matrix { rows: shape[1], columns: shape[2], data: part.to_vec() }).collect()
+    }
+
+    /// A signal as it is used, from what a slow net emits, or as it is given where signals are given so.
+    pub fn activated(&self, name: &str, f: impl Fn(Dual) -> Dual) -> Dual {
+        if self.effective { self.scalar(name) } else { f(self.scalar(name)) }
+    }
+
+    /// The same for a signal of several numbers; `f` also gets the place.
+    pub fn all_activated(&self, name: &str, f: impl Fn(usize, Dual) -> Dual) -> Vector {
+        let given = self.vector(name);
+        if self.effective { given } else { given.into_iter().enumerate().map(|(i, x)| f(i, x)).collect() }
     }
 
     pub fn qkv(&self) -> (Vector, Vector, Vector) {
@@ -190,6 +203,8 @@ pub struct Rule {
     pub output: usize,
     /// States that the file does not hold and that are not compared, because the order of their elements is the plugin's own.
     pub hidden: Vec<String>,
+    /// Whether signals are given as they are used.
+    pub effective: bool,
     pub step: Step,
     pub start: Start,
 }
@@ -208,6 +223,7 @@ impl Rule {
             extras: Vec::new(),
             output: n.value,
             hidden: Vec::new(),
+            effective: false,
             step: Box::new(|_| panic!("the rule has no step")),
             start: Box::new(|_| ()),
         }
@@ -260,6 +276,13 @@ impl Rule {
 
     pub fn state<const N: usize>(self, name: &str, shape: [usize; N]) -> Rule {
         self.tensor(name, Role::State, &shape)
+    }
+
+    /// With these signals as they are used, between 0 and 1, and without the parameters that only made them.
+    pub fn effective(mut self, signals: &[&str], without: &[&str]) -> Rule {
+        self.effective = true;
+        self.tensors.retain(|t| !without.contains(&t.name.as_str()));
+        signals.iter().fold(self, |rule, name| rule.between(name, 0.1, 0.9)).option("--signals effective")
     }
 
     fn named(&mut self, name: &str) -> &mut Tensor {
@@ -362,7 +385,7 @@ impl Lane<'_> {
     /// All steps; `see` gets every output by name, with its place in the file.
     fn walk(&self, moved: Moved<'_>, mut see: impl FnMut(&str, usize, &[Dual])) {
         let (n, b, h) = (self.n, self.b, self.h);
-        let mut head = Head { t: 0, head: h, values: BTreeMap::new() };
+        let mut head = Head { t: 0, head: h, effective: self.rule.effective, values: BTreeMap::new() };
         let take = |head: &mut Head, tensor: &Tensor, t: usize| {
             let values = match self.given.get(&tensor.key()) {
                 Some(array) => array.data[tensor.at(n, b, h, t)..][..tensor.len()].iter().map(|x| Dual::from(*x)).collect(),
@@ -383,7 +406,7 @@ impl Lane<'_> {
         }
         let absent: Vec<&Tensor> = self.rule.tensors.iter().filter(|t| !self.given.contains_key(&t.key())).collect();
         if !absent.is_empty() {
-            let mut own = Head { t: 0, head: h, values: head.values.clone() };
+            let mut own = Head { t: 0, head: h, effective: self.rule.effective, values: head.values.clone() };
             (self.rule.start)(&mut own);
             for tensor in absent {
                 head.values.insert(tensor.name.clone(), own.values[&tensor.name].clone());

@@ -538,7 +538,9 @@ fn signature(program: &Program) -> String {
     let mut text = output::table(&["ROLE", "NAME", "SHAPE", ""], &rows);
     for (name, effective) in fwp_program::effective_signals(program) {
         text += &match effective {
-            Ok(_) => format!("signal {name} has an effective form: `apply --signals effective` takes it\n"),
+            Ok(node) => {
+                format!("signal {name}: `apply --signals effective` takes {}\n", fwp_program::formula(program, node))
+            }
             Err(why) => format!("signal {name} has no effective form: {}\n", literal(&why)),
         };
     }

@@ -25,7 +25,7 @@ pub fn mamba2(n: &Sizes, groups: usize) -> Rule {
     let rule = rule.parameter("dt_bias", []).parameter("a_log", []).parameter("d", []).state("s", [n.value, n.key]);
     rule.step(|x| {
         let (c, b, value) = (x.vector("c"), x.vector("b"), x.vector("x"));
-        let dt = (x.scalar("dt") + x.scalar("dt_bias")).softplus();
+        let dt = x.activated("dt", |dt| (dt + x.scalar("dt_bias")).softplus());
         let alpha = (-dt * x.scalar("a_log").exp()).exp();
         let s = x.matrix("s").scaled(alpha).plus(&Matrix::outer(&scaled(dt, &value), &b));
         let o = plus(&s.of(&c), &scaled(x.scalar("d"), &value));
@@ -60,7 +60,7 @@ pub fn gla(n: &Sizes, temperature: f64) -> Rule {
     let rule = Rule::new("gla", n).set("temperature", temperature).input(n, "a", [n.key]).state("w", [n.value, n.key]);
     rule.step(move |x| {
         let (q, k, v) = x.qkv();
-        let a = map(&x.vector("a"), |a| a.sigmoid().powf(1.0 / temperature));
+        let a = x.all_activated("a", |_, a| a.sigmoid().powf(1.0 / temperature));
         let w = x.matrix("w").columns_scaled(&a).plus(&Matrix::outer(&v, &k));
         let o = w.of(&q);
         x.set_matrix("w", w);
@@ -96,7 +96,7 @@ pub fn rwkv6(n: &Sizes) -> Rule {
         let (q, k, v) = x.qkv();
         let w = x.matrix("w");
         let o = w.plus(&Matrix::outer(&v, &times(&x.vector("u"), &k))).of(&q);
-        let a = map(&x.vector("decay"), |d| (-d.exp()).exp());
+        let a = x.all_activated("decay", |_, d| (-d.exp()).exp());
         x.set_matrix("w", w.columns_scaled(&a).plus(&Matrix::outer(&v, &k)));
         o
     })
