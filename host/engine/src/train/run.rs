@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fwp_recipe::{
-    Carry, CheckpointSettings, EvalSettings, MonitorSettings, OnNonfinite, Plan, RunDir, StopSettings, TrainSettings,
+    Carry, CheckpointSettings, EvalSettings, MonitorSettings, OnNonfinite, Plan, RunDir, StopSettings, Target, TrainSettings,
 };
 use fwp_task::Task;
 use serde::{Deserialize, Serialize};
@@ -155,6 +155,8 @@ pub struct Outcome {
     pub evaluation: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// The smallest and the largest value of each metric of evaluations.
+    pub ranges: BTreeMap<String, [f64; 2]>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
 }
@@ -308,6 +310,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                     random_cuda: None,
                     evaluation: None,
                     best: None,
+                    ranges: BTreeMap::new(),
                     without_improvement: 0,
                     skipped: 0,
                     skipped_in_a_row: 0,
@@ -397,6 +400,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                 micro: micro as u64,
                 carry: carried,
                 resets: if carried { batch.resets.clone() } else { None },
+                scored: tensors.scored(self.task.output_name()),
             };
             let before = if carried { self.carry[micro].take() } else { None };
             let output = self.model.forward(&tensors.inputs, &pass, before)?;
@@ -556,7 +560,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let (step, last) = (self.state.step, self.settings.train.steps);
         let every = self.settings.eval.every;
         let due = step >= last || (every > 0 && step % every == 0);
-        let seen = self.state.evaluation.is_some_and(|e| e.step == step);
+        let seen = self.state.evaluation.as_ref().is_some_and(|e| e.step == step);
         let mut new_best = false;
         if (due || self.interrupt.is_asked())
             && let Some(end) = self.drain()?
@@ -591,8 +595,12 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     /// Whether the evaluation of this very step ends the run.
     fn verdict(&self) -> Option<End> {
         let stop = &self.settings.stop;
-        let evaluation = self.state.evaluation.filter(|e| e.step == self.state.step)?;
+        let evaluation = self.state.evaluation.as_ref().filter(|e| e.step == self.state.step)?;
         if stop.eval_loss_at_most.is_some_and(|bound| evaluation.loss <= bound) {
+            return Some(End::TargetReached);
+        }
+        let value = |target: &Target| evaluation.metrics.get(&target.metric).copied();
+        if stop.target.as_ref().is_some_and(|target| value(target).is_some_and(|v| target.reached(v))) {
             return Some(End::TargetReached);
         }
         if stop.patience > 0 && self.state.without_improvement >= stop.patience {
@@ -620,12 +628,20 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let Some(found) = evaluate(self.model, self.task, options, Some(self.interrupt))? else {
             return Ok(false);
         };
-        self.monitor
-            .metrics(found.step, vec![("eval/loss".to_owned(), found.loss), ("eval/accuracy".to_owned(), found.accuracy)]);
+        let mut named: Vec<(String, f64)> = found.metrics.iter().map(|(n, v)| (n.clone(), *v)).collect();
+        if !found.loss.is_finite() {
+            named.push(("eval/loss".to_owned(), found.loss));
+        }
+        self.monitor.metrics(found.step, named);
+        for (name, value) in &found.metrics {
+            let range = self.state.ranges.entry(name.clone()).or_insert([*value; 2]);
+            *range = [range[0].min(*value), range[1].max(*value)];
+        }
+        let (step, loss) = (found.step, found.loss);
         self.state.evaluation = Some(found);
-        let better = found.loss.is_finite() && self.state.best.is_none_or(|best| found.loss < best.loss);
+        let better = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if better {
-            self.state.best = Some(Best { step: found.step, loss: found.loss });
+            self.state.best = Some(Best { step, loss });
             self.state.without_improvement = 0;
         } else {
             self.state.without_improvement += 1;
@@ -710,6 +726,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             skipped: self.state.skipped,
             evaluation: self.state.evaluation,
             best: self.state.best,
+            ranges: self.state.ranges,
             checkpoint: written.newest.or(newest),
         };
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(5));
