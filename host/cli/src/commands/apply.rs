@@ -23,8 +23,9 @@ use crate::plugins::{Asker, Chosen, Refusal};
 ///
 /// The cross-check against any other framework. The input holds the rule's inputs by their names, such as q, k, v and its signals:
 /// [batch, time, heads, dim], a scalar signal [batch, time, heads], several keys a token [batch, time, heads, n, dim]; optionally
-/// state.NAME [batch, heads, ...] and param.NAME. The output gets o, the final state.NAME and, with --grad, grad.NAME of every
-/// input, from grad.o (and optional grad.state.NAME) in the input. Without a feature map: identity, no normalisation, no scale.
+/// state.NAME [batch, heads, ...], param.NAME and param.feature_map.NAME ([heads, ...] where every head has its own). The output gets
+/// o, extra.NAME, the final state.NAME and, with --grad, grad.NAME of every tensor that was read, from grad.o (and optional
+/// grad.extra.NAME and grad.state.NAME) in the input. Without a feature map: identity, no normalisation, no scale.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
