@@ -9,7 +9,8 @@ use fwp_rule_delta::Delta;
 use fwp_rule_hebbian_decay::HebbianDecay;
 use serde_json::{Value, json};
 use support::loops::{
-    Sequence, Vector, Weights, add, against, delta, dot, gradients, holds_along_time, map, mul, net, relu, sigmoid, times, zeros,
+    Sequence, Vector, Weights, add, against, delta, dot, gradients, holds_along_time, is_walked_by_kernels, map, mul, net, relu,
+    sigmoid, times, zeros,
 };
 use support::{close, slot};
 
@@ -240,7 +241,13 @@ fn compiled_kernels_give_the_same_numbers_and_gradients() {
             }
         }
     };
-    support::with_kernels(|| compare(all().iter().map(gradients).collect()));
+    support::with_kernels(|| {
+        all()
+            .iter()
+            .zip(["lstm", "irnn", "associative lstm", "fast weights", "delta"])
+            .for_each(|(m, n)| is_walked_by_kernels(m, n));
+        compare(all().iter().map(gradients).collect());
+    });
     support::by_kernels(&[
         the_lstm_is_its_loop,
         the_irnn_is_its_loop,

@@ -11,8 +11,8 @@ use fwp_rule_delta::Delta;
 use fwp_sdk::prelude::*;
 use serde_json::{Value, json};
 use support::loops::{
-    Sequence, Vector, Weights, add, against, attend, centred, delta, dot, gradients, head, holds_along_time, map, mul, net, relu,
-    scaled, sigmoid, silu, softmax, times, turned, zeros, zip,
+    Sequence, Vector, Weights, add, against, attend, centred, delta, dot, gradients, head, holds_along_time,
+    is_walked_by_kernels, map, mul, net, relu, scaled, sigmoid, silu, softmax, times, tokens, turned, zeros, zip,
 };
 use support::{TestSlot, close, slot};
 
@@ -32,6 +32,28 @@ rules! {
         s.output(w.matvec(&q));
         s.extra("more", q.dot(k) * v);
         s.set_state("w", w);
+    }
+    Owning "owning" (d) Signature::without_inputs(d)
+        .query("q", [d.key])
+        .key("k", [d.key])
+        .heads(1)
+        .key("raw", [d.key_raw])
+        .raw()
+        .value("v", [d.value])
+        .parameter("own", [d.value], Init::normal(0.5))
+        .parameter("of_layer", [], Init::normal(0.5))
+        .scope(Scope::Layer)
+        .parameter("of_all", [d.key], Init::normal(0.5))
+        .scope(Scope::Model)
+        .state("w", [d.value, d.key], StateStart::Trained(Init::normal(0.5)))
+        .state("z", [d.key], StateStart::Constant(0.5));
+    |s| {
+        let (q, k, v) = (s.input("q"), s.input("k"), s.input("v") * s.parameter("own"));
+        let z = s.state("z") + s.phi(s.input("raw")) * s.parameter("of_all");
+        let w = s.parameter("of_layer").sigmoid() * s.state("w") + outer(v, k);
+        s.output(w.matvec(&q) / (1 + z.dot(q).square()));
+        s.set_state("w", w);
+        s.set_state("z", z);
     }
 }
 
@@ -368,6 +390,27 @@ fn the_recurrent_delta_net_is_its_loop() {
     });
 }
 
+/// A rule with parameters of its own for heads, layers and the whole model, keys that all heads share, and a map within its step.
+fn recurrent_with_parameters() -> Model {
+    let slot = slot::<Owning, Softmax>(json!({}), json!({}), HEADS, KEY, VALUE);
+    net::<RecurrentDelta>(bare(json!({ "layers": 2 })), Some(slot))
+}
+
+#[test]
+fn a_cell_s_rule_keeps_its_parameters_and_shared_keys() {
+    let wanted = (support::loops::logits(&recurrent_with_parameters(), &tokens(2, 9)), gradients(&recurrent_with_parameters()));
+    holds_along_time(&recurrent_with_parameters(), "a rule with parameters");
+    support::with_kernels(|| {
+        let m = recurrent_with_parameters();
+        is_walked_by_kernels(&m, "a rule with parameters");
+        close(&support::loops::logits(&m, &tokens(2, 9)), &wanted.0, 1e-11, "logits");
+        for ((name, a), (_, b)) in gradients(&m).iter().zip(&wanted.1) {
+            close(a, b, 1e-10, name);
+        }
+        holds_along_time(&m, "a rule with parameters");
+    });
+}
+
 fn nested() -> Model {
     let named = |name: &str, value: usize| {
         let mut slot = slot::<Delta, Softmax>(json!({}), json!({}), HEADS, KEY, value);
@@ -415,6 +458,7 @@ fn they_hold_along_time() {
 fn compiled_kernels_give_the_same_numbers_and_gradients() {
     let wanted = gradients(&recurrent());
     support::with_kernels(|| {
+        is_walked_by_kernels(&recurrent(), "recurrent delta net");
         for ((name, a), (_, b)) in gradients(&recurrent()).iter().zip(&wanted) {
             close(a, b, 1e-10, name);
         }

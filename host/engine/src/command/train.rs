@@ -300,7 +300,9 @@ fn executor_lines(opened: &Opened) -> Vec<String> {
             lines.push(line);
         }
     }
-    if lines.is_empty() {
+    if lines.is_empty() && opened.plan.slots.is_empty() {
+        lines.push("operations of libtorch: there is neither a rule nor a recurrent cell".into());
+    } else if lines.is_empty() {
         // The reference is asked for, or the first batch reaches no rule.
         let policy = opened.executors.policy();
         lines.push(format!("{policy} asked for; scans above {} are recomputed in segments", mebibytes(opened.memory_limit)));

@@ -52,7 +52,7 @@ impl Model {
     /// `memory_limit` bounds the bytes that one scan keeps for its backward pass.
     pub fn new(programs: &ModelPrograms, precision: Precision, seed: u64, memory_limit: u64) -> Result<Model> {
         let composed = Composed::new(programs)?;
-        let specs = programs.parameters()?;
+        let specs = with_maps_inside(programs)?.parameters()?;
         let mut parameters = Vec::with_capacity(specs.len());
         for spec in &specs {
             let tensor = init::draw(source(&composed, spec.source), spec, precision, seed, 0)
@@ -87,6 +87,11 @@ impl Model {
     /// Precision and device.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// What carries out its rules and cells.
+    pub fn executors(&self) -> &Executors {
+        &self.executors
     }
 
     /// Number of trained elements.
@@ -159,6 +164,16 @@ fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
     }
     let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
     Ok(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?)
+}
+
+/// The programs with each rule as it is run, the feature map inside where its step asks for it: parameters say by number which of
+/// a program's functions draws them.
+fn with_maps_inside(programs: &ModelPrograms) -> Result<ModelPrograms> {
+    let mut out = programs.clone();
+    for slot in &mut out.slots {
+        slot.rule = fwp_program::with_feature_map(&slot.rule, &slot.map)?;
+    }
+    Ok(out)
 }
 
 fn source(composed: &Composed, source: Source) -> &Prepared {

@@ -272,6 +272,24 @@ fn parts_are_checked() {
 }
 
 #[test]
+fn a_slow_net_without_fast_weights_has_neither_rule_nor_map() {
+    let without = |more: &str| ok(&MINIMAL.replace("[update_rule]\nplugin = \"delta\"", more));
+    for text in ["", "[update_rule]", "[update_rule]\n[feature_map]"] {
+        let r = without(text);
+        assert!(r.slots.is_empty() && r.warnings.is_empty(), "{text}: {:?}", r.warnings);
+        assert_eq!((r.source("feature_map.plugin"), r.source("update_rule.plugin")), (None, None));
+    }
+    // A map alone is used by nothing, which is said.
+    let r = without("[feature_map]\nplugin = \"silu\"");
+    assert!(r.slots.is_empty() && r.warnings[0].contains("feature map `main` is used by no rule"), "{:?}", r.warnings);
+    let r = ok_set(&["update_rule.plugin="]);
+    assert!(r.slots.is_empty());
+    // Names alone may tell rules apart; whether they do is for the slow net to say.
+    let r = without("[update_rule.a]\nplugin = \"delta\"\n[update_rule.b]\nplugin = \"delta\"");
+    assert_eq!(r.slots.len(), 2);
+}
+
+#[test]
 fn rules_find_their_maps_and_keep_their_configuration() {
     let text = MINIMAL.replace(
         "[update_rule]\nplugin = \"delta\"",
