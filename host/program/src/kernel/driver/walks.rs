@@ -20,15 +20,6 @@ enum Where {
     Slot(usize),
 }
 
-/// Elements of scratch of one step of a segment.
-#[derive(Clone, Copy)]
-struct Slot {
-    /// Of its states, which come first.
-    states: usize,
-    /// With what the strata hand on.
-    all: usize,
-}
-
 /// What a walk back keeps of a state.
 struct Rooms {
     gradient: usize,
@@ -230,9 +221,8 @@ impl Driver<'_> {
         let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
-        let slot = Slot { states: slot, all: slot + self.handed_room() };
-        if slot.states > 0 {
-            t += &self.states_of_segment(&rooms, slot.all)?;
+        if slot > 0 {
+            t += &self.states_of_segment(&rooms, slot)?;
         }
         for (stratum, text) in back.iter().enumerate() {
             let used = |name: &str| text.contains(name) || again.contains(name);
@@ -258,7 +248,7 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        Ok((t + &self.entry("backward", true), slot.all))
+        Ok((t + &self.entry("backward", true), slot + self.handed_room()))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
@@ -324,12 +314,20 @@ impl Driver<'_> {
     }
 
     /// The steps of a segment from the last to the first, of one stratum.
-    fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
+    fn steps_back(
+        &self,
+        rooms: &[Rooms],
+        slot: usize,
+        given: &[Given],
+        stratum: usize,
+        used: Used<'_>,
+    ) -> Result<String, String> {
         let strata = &self.low.strata;
         let mine = |i: usize| strata.states[i] == stratum;
         let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
-        let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        // What is handed on lies together, behind the states of all steps.
+        let _ = writeln!(t, "        at->handed = slots + s->interval * {slot} + (t - begin) * {};", self.handed_room());
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false, used)?;
         t += &self.foresee(Some(given), used, 8);
