@@ -254,6 +254,8 @@ fn what_does_not_fit_is_refused_by_name_and_shape() {
     assert!(case.fails(&DELTA.replace("delta", "dellta"), 4).contains("did you mean `delta`?"));
     assert!(case.fails(&format!("{DELTA} --feature-map dpfp --set feature_map.mu=2"), 4).contains("`nu`"));
     assert!(case.fails(&format!("{DELTA} --set feature_map.nu=2"), 2).contains("--feature-map"));
+    assert!(case.fails(&format!("{DELTA} --layers 3 --layer 3"), 2).contains("--layer 3"));
+    assert!(case.fails(&format!("{DELTA} --max-len 0"), 2).contains("--max-len"));
     assert!(case.fails(&format!("{DELTA} --device cuda:99"), 5).contains("CUDA"));
     assert!(case.fails(&DELTA.replace("in.safe", "nothing.safe"), 3).contains("nothing.safetensors"));
     assert_eq!(case.run(&format!("{DELTA} --dtype float16")).status.code(), Some(2));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fwp_recipe::{Overrides, PartChoice, PartFile, Plan, PluginRef, ReadOptions, Resolved, RunDir, Slot};
 use fwp_sdk::program::Program;
+use fwp_task::schema::did_you_mean;
 use fwp_task::{TaskIo, TaskSpec};
 
 use crate::compose::{Composition, Part};
@@ -18,6 +19,8 @@ pub struct OpenTask {
     pub fingerprint: String,
     /// One line for a person.
     pub description: String,
+    /// The metrics of its evaluations, by name.
+    pub metrics: Vec<String>,
     /// Lengths of the sequence axes in training.
     pub lengths: BTreeMap<String, usize>,
 }
@@ -33,14 +36,38 @@ pub fn open_task(spec: &TaskSpec) -> Result<OpenTask, Failure> {
         Failure::new(Code::Input, "the task cannot be opened", cause, remedy)
     })?;
     let io = task.io().clone();
-    let batch = task.train_batch(0, 0, 0, 1);
+    // Rows may differ in length: as many as make the longest a usual one.
+    let batch = task.train_batch(0, 0, 0, 16);
     let mut lengths = BTreeMap::new();
     for (port, (_, _, shape)) in io.inputs.iter().zip(&batch.inputs) {
         if let (Some(axis), Some(length)) = (&port.axis, shape.get(1)) {
             lengths.insert(axis.clone(), *length);
         }
     }
-    Ok(OpenTask { io, fingerprint: task.fingerprint(), description: task.describe(), lengths })
+    Ok(OpenTask {
+        io,
+        fingerprint: task.fingerprint(),
+        description: task.describe(),
+        metrics: fwp_task::metric_names(task.as_ref()),
+        lengths,
+    })
+}
+
+/// Refuses a recipe that waits for a metric that its task does not have.
+///
+/// # Errors
+/// The key that names it.
+pub fn check_metrics(recipe: &Resolved, task: &OpenTask) -> Result<(), Failure> {
+    let stop = recipe.stop.target.as_ref().map(|t| ("stop.metric", &t.metric));
+    let expect = recipe.expect.as_ref().map(|e| ("expect.metric", &e.metric));
+    for (key, metric) in stop.into_iter().chain(expect) {
+        if !task.metrics.contains(metric) {
+            let help = did_you_mean(metric, task.metrics.iter().map(String::as_str));
+            let help = help.unwrap_or_else(|| format!("there are {}", task.metrics.join(", ")));
+            return Err(recipe.error_at(key, &format!("task `{}` gives no {metric:?}", recipe.task.name()), Some(help)).into());
+        }
+    }
+    Ok(())
 }
 
 /// Writes the folder of a new run: programs and recipe first, the plan last, because a folder with a plan is a run.

@@ -3,7 +3,7 @@
 mod support;
 
 use fwp_engine::model::Model;
-use fwp_engine::train::{Pass, TrainModel};
+use fwp_engine::train::{Pass, Scored, TrainModel};
 use fwp_map_identity::Identity;
 use fwp_rule_delta::Delta;
 use fwp_sdk::prelude::*;
@@ -48,6 +48,12 @@ nets! {
         let y = net.causal_conv("conv", &x, 3, normal()).silu();
         let y = net.rms_norm("norm", &y.reshape(&[2, 3]), 1e-2).reshape(&[D]);
         net.linear("gate", &y, D, normal()).silu() * &x
+    }
+    Headed "headed" |net, x| {
+        let y = net.causal_conv("conv", &x, 3, normal());
+        // The head sees what varies by step, what is the same for a whole sample, and what is the same for all.
+        let y = net.rms_norm("norm", &(&y + &x), 1e-2) * &y.last() + net.parameter("bias", &[D], normal());
+        net.linear("head", &y.silu(), D, normal()) * &x
     }
     Placed "placed" |net, x| { x.position().to_float() * &x }
     Summed "summed" |net, x| { x.time_cumsum() }
@@ -373,6 +379,36 @@ fn halves_make_a_whole<N: SlowNet>() {
     assert!((mixed.get(1) - alone.get(1)).abs().max().double_value(&[]) > 1e-6, "{}: a row that goes on", N::NAME);
 }
 
+/// Positions that are asked for alone are those of the whole, and so are the gradients.
+fn scored_positions_are_those_of_the_whole<N: SlowNet>() {
+    let m = of::<N>();
+    let positions = [3i64, 0, 15, 9, 10];
+    let given = |scored: Option<Scored>| {
+        let x = inputs(2, 8, 6).set_requires_grad(true);
+        let mut out = forward(&m, &[("x", &x)], &Pass { scored, ..EVAL }, None);
+        let y = out.values.remove("y").unwrap();
+        let y = if y.dim() == 3 { y.flatten(0, 1).index_select(0, &Tensor::from_slice(&positions)) } else { y };
+        let mut of: Vec<&Tensor> = m.parameters().iter().filter(|p| p.trainable).map(|p| &p.tensor).collect();
+        of.push(&x);
+        let grad = |t: &&Tensor| {
+            let g = Tensor::f_run_backward(&[(&y * &y).sum(Kind::Double)], &[*t], true, false);
+            g.ok().map(|mut g| g.remove(0))
+        };
+        let grads: Vec<Option<Tensor>> = of.iter().map(grad).collect();
+        (y.detach(), grads)
+    };
+    let (whole, slopes) = given(None);
+    let (alone, slopes_alone) = given(Some(Scored { output: "y".into(), positions: positions.to_vec() }));
+    assert_eq!(alone.size(), [5, D as i64], "{}", N::NAME);
+    close(&alone, &whole, 1e-13, N::NAME);
+    for (a, b) in slopes_alone.iter().zip(&slopes) {
+        match (a, b) {
+            (Some(a), Some(b)) => close(a, b, 1e-12, N::NAME),
+            (a, b) => assert_eq!(a.is_some(), b.is_some(), "{}", N::NAME),
+        }
+    }
+}
+
 macro_rules! properties {
     ($( $test:ident $what:ident [$($net:ident)*]; )*) => { $( #[test] fn $test() { $( $what::<$net>(); )* } )* };
 }
@@ -382,6 +418,8 @@ properties! {
         [Shifted Convolved Joined Placed Summed Turned Attending Windowed Everywhere Cell Settling Fast Chunked Whole];
     nothing_sees_the_future_or_another_sample is_causal_and_samples_are_apart
         [Shifted Convolved Joined Summed Attending Windowed Cell Settling Fast Chunked Whole];
+    scored_positions_alone_say_the_same scored_positions_are_those_of_the_whole
+        [Shifted Convolved Joined Headed Placed Summed Turned Attending Windowed Everywhere Cell Settling Twice Fast Chunked Whole];
     carried_halves_make_a_whole halves_make_a_whole
         [Shifted Convolved Joined Placed Summed Windowed Cell Settling Twice Fast Chunked Whole];
 }
@@ -471,5 +509,6 @@ fn all_of_it_holds_for_compiled_kernels() {
         packed_sequences_are_separate,
         nothing_sees_the_future_or_another_sample,
         carried_halves_make_a_whole,
+        scored_positions_alone_say_the_same,
     ]);
 }

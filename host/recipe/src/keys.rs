@@ -178,6 +178,14 @@ pub(crate) const STOP: SectionInfo = SectionInfo {
     keys: &[
         key("eval_loss_at_most", FINITE, Default::Absent("never"), "an evaluation loss that is good enough"),
         key("patience", COUNT, Default::Integer(0), "evaluations in a row without a new best loss; 0: never"),
+        key(
+            "metric",
+            Kind::Text,
+            Default::Absent("none"),
+            "another metric of evaluations that ends a run, such as eval/accuracy",
+        ),
+        key("at_most", FINITE, Default::Absent("no bound"), "this value of the metric, or less, is good enough"),
+        key("at_least", FINITE, Default::Absent("no bound"), "this value of the metric, or more, is good enough"),
     ],
 };
 

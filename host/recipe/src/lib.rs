@@ -56,6 +56,6 @@ pub use resolve::{ReadOptions, Resolved, find, read};
 pub use run_dir::{RunDir, RunDirError};
 pub use settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,
-    ScheduleKind, StopSettings, TrainSettings,
+    ScheduleKind, StopSettings, Target, TrainSettings,
 };
 pub use tree::Source;

@@ -13,7 +13,7 @@ use crate::parts::{self, Context};
 use crate::plan::{PartFile, Plan, Slot};
 use crate::settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,
-    ScheduleKind, StopSettings, TrainSettings,
+    ScheduleKind, StopSettings, Target, TrainSettings,
 };
 use crate::tree::{self, Item, Node, Source, Table, shorten};
 use crate::{Overrides, PartChoice, PluginRef, RecipeError, SlotChoice};
@@ -213,6 +213,7 @@ fn resolve(context: &Context, text: &str, overrides: &Overrides, name: String, f
         .collect();
     check_train(context, &train, &eval, &task, &mut warnings)?;
     check_stop(context, &stop, &eval)?;
+    let target = read_bounds(context, &stop, "eval/accuracy")?;
     let expectation = read_expect(context, &expect)?;
 
     let mut tree = Table::default();
@@ -238,7 +239,7 @@ fn resolve(context: &Context, text: &str, overrides: &Overrides, name: String, f
         task,
         train: train_settings(&train),
         eval: EvalSettings { every: eval.count("every"), batch_size: eval.size("batch_size") },
-        stop: StopSettings { eval_loss_at_most: stop.float("eval_loss_at_most"), patience: stop.count("patience") },
+        stop: StopSettings { eval_loss_at_most: stop.float("eval_loss_at_most"), patience: stop.count("patience"), target },
         checkpoint: CheckpointSettings {
             every: checkpoint.count("every"),
             keep: checkpoint.size("keep"),
@@ -771,7 +772,7 @@ fn check_stop(context: &Context, stop: &Section, eval: &Section) -> Result<(), R
     if eval.count("every") > 0 {
         return Ok(());
     }
-    for key in ["eval_loss_at_most", "patience"] {
+    for key in ["eval_loss_at_most", "patience", "metric"] {
         if stop.changed(key) {
             return Err(stop
                 .error(context, key, "looks at evaluations during training, but eval.every = 0 makes none")
@@ -782,29 +783,47 @@ fn check_stop(context: &Context, stop: &Section, eval: &Section) -> Result<(), R
 }
 
 fn read_expect(context: &Context, expect: &Section) -> Result<Option<Expect>, RecipeError> {
-    let (at_most, at_least) = (expect.float("at_most"), expect.float("at_least"));
-    let Some(metric) = expect.text("metric") else {
-        return match expect.values.keys().next() {
+    let bounds = read_bounds(context, expect, "eval/loss")?;
+    let expectation = |Target { metric, at_most, at_least }| Expect {
+        metric,
+        at_most,
+        at_least,
+        published: expect.float("published"),
+        note: expect.text("note"),
+    };
+    match (bounds, expect.values.keys().next()) {
+        (None, Some(key)) => {
+            Err(expect.error(context, key, "needs `metric` beside it").help("write metric = \"eval/loss\"".to_string()))
+        }
+        (bounds, _) => Ok(bounds.map(expectation)),
+    }
+}
+
+/// The keys `metric`, `at_most` and `at_least` of a section; nothing where it names no metric.
+fn read_bounds(context: &Context, section: &Section, example: &str) -> Result<Option<Target>, RecipeError> {
+    let (at_most, at_least) = (section.float("at_most"), section.float("at_least"));
+    let Some(metric) = section.text("metric") else {
+        return match ["at_most", "at_least"].into_iter().find(|key| section.float(key).is_some()) {
             Some(key) => {
-                Err(expect.error(context, key, "needs `metric` beside it").help("write metric = \"eval/loss\"".to_string()))
+                Err(section.error(context, key, "needs `metric` beside it").help(format!("write metric = \"{example}\"")))
             }
             None => Ok(None),
         };
     };
     let allowed = |c: char| c.is_ascii_alphanumeric() || "/_.-".contains(c);
     if metric.is_empty() || metric.len() > 64 || !metric.chars().all(allowed) {
-        return Err(expect
+        return Err(section
             .error(context, "metric", format!("{:?} is not the name of a metric", shorten(&metric)))
             .help("write it as in metrics.jsonl: eval/loss".to_string()));
     }
     match (at_most, at_least) {
         (None, None) => {
-            Err(expect.error(context, "metric", "is expected to reach nothing").help("add at_most or at_least".to_string()))
+            Err(section.error(context, "metric", "is expected to reach nothing").help("add at_most or at_least".to_string()))
         }
         (Some(most), Some(least)) if most < least => {
-            Err(expect.error(context, "at_most", format!("{most} is below at_least = {least}, so no value passes")))
+            Err(section.error(context, "at_most", format!("{most} is below at_least = {least}, so no value passes")))
         }
-        _ => Ok(Some(Expect { metric, published: expect.float("published"), at_most, at_least, note: expect.text("note") })),
+        _ => Ok(Some(Target { metric, at_most, at_least })),
     }
 }
 

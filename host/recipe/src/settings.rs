@@ -192,6 +192,33 @@ pub struct StopSettings {
     pub eval_loss_at_most: Option<f64>,
     /// The run stops when this many evaluations in a row brought no new best loss; 0 never.
     pub patience: u64,
+    /// A value of another metric that is good enough.
+    #[serde(default)]
+    pub target: Option<Target>,
+}
+
+/// A metric with the bounds between which a run is done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The metric by its name in `metrics.jsonl`.
+    pub metric: String,
+    /// Good enough is this value or less.
+    pub at_most: Option<f64>,
+    /// Good enough is this value or more.
+    pub at_least: Option<f64>,
+}
+
+impl Target {
+    /// Whether a value is good enough.
+    pub fn reached(&self, value: f64) -> bool {
+        within(value, self.at_most, self.at_least)
+    }
+}
+
+/// Whether a value is finite and within its bounds.
+fn within(value: f64, at_most: Option<f64>, at_least: Option<f64>) -> bool {
+    value.is_finite() && at_most.is_none_or(|bound| value <= bound) && at_least.is_none_or(|bound| value >= bound)
 }
 
 /// What is kept on disk (`[checkpoint]`).
@@ -239,7 +266,12 @@ pub struct Expect {
 impl Expect {
     /// Whether a measured value is within the bounds; a value that is not finite never is.
     pub fn passes(&self, value: f64) -> bool {
-        value.is_finite() && self.at_most.is_none_or(|bound| value <= bound) && self.at_least.is_none_or(|bound| value >= bound)
+        within(value, self.at_most, self.at_least)
+    }
+
+    /// Whether more is better: only a bound from below is given.
+    pub fn more_is_better(&self) -> bool {
+        self.at_least.is_some() && self.at_most.is_none()
     }
 }
 

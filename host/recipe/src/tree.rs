@@ -91,6 +91,10 @@ impl Node {
                 let list = list.into_iter().map(|x| Self::value(Value::Float(x), source.clone())).collect();
                 Self::new(Item::Array(list), source)
             }
+            Value::Integers(list) => {
+                let list = list.into_iter().map(|x| Self::value(Value::Integer(x), source.clone())).collect();
+                Self::new(Item::Array(list), source)
+            }
             value => Self::new(Item::Value(value), source),
         }
     }
@@ -129,6 +133,7 @@ impl Node {
             Item::Value(Value::Boolean(v)) => toml::Value::Boolean(*v),
             Item::Value(Value::Text(v)) => toml::Value::String(v.clone()),
             Item::Value(Value::Floats(v)) => toml::Value::Array(v.iter().map(|x| toml::Value::Float(*x)).collect()),
+            Item::Value(Value::Integers(v)) => toml::Value::Array(v.iter().map(|x| toml::Value::Integer(*x)).collect()),
             Item::Array(v) => toml::Value::Array(v.iter().map(Self::to_toml).collect()),
             Item::Table(v) => toml::Value::Table(v.to_toml()),
         }

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Loss, Port, Task, TaskIo};
 use crate::draw::{Draw, Purpose};
-use crate::registry::TaskInfo;
-use crate::schema::{Default, KeyInfo, Kind};
+use crate::registry::{Checked, Spec, TaskError, TaskInfo, size};
+use crate::schema::{Default, KeyError, KeyInfo, Kind, Value};
 
 /// How many queries of an evaluation sequence are asked at most.
 const MAX_QUERIES: usize = 200;
@@ -45,13 +45,13 @@ const EVAL_SEQUENCES: KeyInfo = KeyInfo {
     doc: "how many sequences an evaluation draws; each is asked for all its keys (at most 200)",
 };
 
-pub(crate) const CAPACITY: TaskInfo = TaskInfo {
+const CAPACITY: TaskInfo = TaskInfo {
     name: "associative-capacity",
     doc: "S different keys with S different values, then one key is asked (Schlag et al. 2021, setting 1)",
     keys: &[KEYS, EVAL_SEQUENCES],
 };
 
-pub(crate) const UPDATE: TaskInfo = TaskInfo {
+const UPDATE: TaskInfo = TaskInfo {
     name: "associative-update",
     doc: "keys come again with other values; the last value counts (Schlag et al. 2021, setting 2)",
     keys: &[
@@ -94,6 +94,57 @@ pub struct UpdateSpec {
     pub eval_length: usize,
     /// How many sequences an evaluation draws.
     pub eval_sequences: usize,
+}
+
+impl Spec for CapacitySpec {
+    const INFO: TaskInfo = CAPACITY;
+
+    fn read(table: &Checked) -> Result<Self, KeyError> {
+        Ok(Self { keys: table.size("keys"), eval_sequences: table.size("eval_sequences") })
+    }
+
+    fn values(&self) -> Vec<(&'static str, Value)> {
+        vec![("keys", size(self.keys)), ("eval_sequences", size(self.eval_sequences))]
+    }
+
+    fn max_len(&self) -> usize {
+        self.keys
+    }
+
+    fn open(&self) -> Result<Box<dyn Task>, TaskError> {
+        Ok(Box::new(Associative::capacity(self)))
+    }
+}
+
+impl Spec for UpdateSpec {
+    const INFO: TaskInfo = UPDATE;
+
+    fn read(table: &Checked) -> Result<Self, KeyError> {
+        let keys = table.size("keys");
+        Ok(Self {
+            keys,
+            length: table.optional_size("length").unwrap_or(2 * keys),
+            eval_length: table.optional_size("eval_length").unwrap_or(keys),
+            eval_sequences: table.size("eval_sequences"),
+        })
+    }
+
+    fn values(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("keys", size(self.keys)),
+            ("length", size(self.length)),
+            ("eval_length", size(self.eval_length)),
+            ("eval_sequences", size(self.eval_sequences)),
+        ]
+    }
+
+    fn max_len(&self) -> usize {
+        self.length.max(self.eval_length)
+    }
+
+    fn open(&self) -> Result<Box<dyn Task>, TaskError> {
+        Ok(Box::new(Associative::update(self)))
+    }
 }
 
 /// Both retrieval tasks: they differ in how keys and values are drawn.
@@ -177,6 +228,7 @@ impl Associative {
             target_shape: asked.to_vec(),
             weights,
             resets: None,
+            set: 0,
         }
     }
 }

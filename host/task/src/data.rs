@@ -66,6 +66,73 @@ pub enum Loss {
     CrossEntropy,
 }
 
+/// A number that an evaluation gives beside the loss.
+///
+/// A position is right when the largest output is that of its target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Metric {
+    /// `accuracy`: the weighted part of the scored positions that are right.
+    Accuracy,
+    /// `error`: the part that is wrong, in percent.
+    Error,
+    /// `scaled_accuracy`: `(accuracy - chance) / (1 - chance)`, 0 for guessing and 1 for no mistake.
+    ScaledAccuracy {
+        /// The accuracy of guessing.
+        chance: f64,
+    },
+    /// `sequence_accuracy`: the part of the sequences of which every scored position is right.
+    SequenceAccuracy,
+    /// The accuracy on the positions whose target is another than the usual one.
+    AccuracyBeside {
+        /// Its name.
+        name: &'static str,
+        /// The target that is left out.
+        usual: i64,
+    },
+}
+
+/// What an evaluation counts, for [`Metric::value`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// `sum(weight)` over the positions that are right.
+    pub right: f64,
+    /// `sum(weight)`.
+    pub weight: f64,
+    /// Sequences of which every scored position is right.
+    pub sequences_right: f64,
+    /// Sequences with a scored position.
+    pub sequences: f64,
+    /// [`right`](Self::right) without the targets that [`Metric::AccuracyBeside`] leaves out.
+    pub beside_right: f64,
+    /// [`weight`](Self::weight) without them.
+    pub beside_weight: f64,
+}
+
+impl Metric {
+    /// Its name behind `eval/`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::Error => "error",
+            Self::ScaledAccuracy { .. } => "scaled_accuracy",
+            Self::SequenceAccuracy => "sequence_accuracy",
+            Self::AccuracyBeside { name, .. } => name,
+        }
+    }
+
+    /// Its value; not a number where nothing was counted.
+    pub fn value(&self, counts: &Counts) -> f64 {
+        let accuracy = counts.right / counts.weight;
+        match self {
+            Self::Accuracy => accuracy,
+            Self::Error => 100.0 * (1.0 - accuracy),
+            Self::ScaledAccuracy { chance } => (accuracy - chance) / (1.0 - chance),
+            Self::SequenceAccuracy => counts.sequences_right / counts.sequences,
+            Self::AccuracyBeside { .. } => counts.beside_right / counts.beside_weight,
+        }
+    }
+}
+
 /// One batch. Arrays are row-major and their first axis is the batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
@@ -82,6 +149,7 @@ pub struct Batch {
     ///
     /// The loss of a batch is `sum(weight * loss) / sum(weight)`, and a metric over several
     /// batches is the same quotient of sums over all of them.
+    /// A position of weight 0 is not scored: a host need not compute its output.
     pub weights: Option<Vec<f32>>,
     /// How many positions of real data (padding left out) the fast weights see, for speed and
     /// token counts.
@@ -92,6 +160,8 @@ pub struct Batch {
     /// `None` means that every row starts afresh. A host that carries state across batches
     /// returns it to the initial value before a row that says `true`.
     pub resets: Option<Vec<bool>>,
+    /// In an evaluation, which of [`Task::eval_sets`] the batch is from; 0 otherwise.
+    pub set: usize,
 }
 
 /// A task: a source of batches, each a function of its place alone (see the crate's opening).
@@ -119,6 +189,18 @@ pub trait Task: Send + Sync {
     /// The metric is `sum(weight * loss) / sum(weight)` over all batches.
     fn eval_batch(&self, seed: u64, index: usize, batch_size: usize) -> Batch;
 
+    /// What an evaluation gives beside the loss.
+    fn metrics(&self) -> Vec<Metric> {
+        vec![Metric::Accuracy]
+    }
+
+    /// The names of the sets that an evaluation consists of, where there are several.
+    ///
+    /// Loss and metrics are given for each of them, as `eval/SET/METRIC`, beside those over all.
+    fn eval_sets(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// One line for a person: what is learnt, and from how much data.
     fn describe(&self) -> String;
 
@@ -126,4 +208,18 @@ pub trait Task: Send + Sync {
     ///
     /// A run records it, so that resuming with other data is noticed.
     fn fingerprint(&self) -> String;
+}
+
+/// The names under which an evaluation of a task gives its numbers: `eval/loss` and the metrics over
+/// all, then those of each set.
+pub fn metric_names(task: &dyn Task) -> Vec<String> {
+    let sets = task.eval_sets();
+    let prefixes = std::iter::once("eval/".to_string()).chain(sets.iter().map(|set| format!("eval/{set}/")));
+    let metrics = task.metrics();
+    prefixes
+        .flat_map(|prefix| {
+            let names = std::iter::once("loss").chain(metrics.iter().map(Metric::name));
+            names.map(|name| format!("{prefix}{name}")).collect::<Vec<_>>()
+        })
+        .collect()
 }

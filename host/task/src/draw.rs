@@ -16,6 +16,8 @@ pub(crate) enum Purpose {
     Eval = 2,
     /// Choices that hold for a whole run, such as where sequential streams begin.
     Layout = 3,
+    /// The sequences of a training set of fixed size.
+    TrainSet = 4,
 }
 
 /// The random stream of one row of one batch.
@@ -47,6 +49,50 @@ impl Draw {
                 return (draw % bound) as usize;
             }
         }
+    }
+
+    /// An integer in `first..=last`, all equally likely.
+    pub(crate) fn between(&mut self, first: usize, last: usize) -> usize {
+        first + self.below(last - first + 1)
+    }
+
+    /// Whether an event of probability `p` happens, to a precision of 2^-53.
+    pub(crate) fn chance(&mut self, p: f64) -> bool {
+        ((self.0.next_u64() >> 11) as f64) < p * (1u64 << 53) as f64
+    }
+
+    /// An index, each with a probability in proportion to its weight; the weights add up to `total`.
+    pub(crate) fn weighted(&mut self, weights: &[u64], total: u64) -> usize {
+        let mut rest = self.below(total as usize) as u64;
+        let place = weights.iter().position(|w| {
+            let found = rest < *w;
+            rest = rest.wrapping_sub(*w);
+            found
+        });
+        place.unwrap_or_default()
+    }
+
+    /// `count` different integers in `0..bound`, all choices and orders equally likely.
+    ///
+    /// A bound below `count` gives as many as there are.
+    pub(crate) fn distinct(&mut self, count: usize, bound: usize) -> Vec<i64> {
+        if 2 * count > bound {
+            let mut all = self.permutation(bound);
+            all.truncate(count);
+            return all;
+        }
+        // What was drawn before is drawn again at most every other time.
+        let mut seen = vec![0u64; bound.div_ceil(64)];
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count {
+            let x = self.below(bound);
+            let (word, bit) = (&mut seen[x / 64], 1 << (x % 64));
+            if *word & bit == 0 {
+                *word |= bit;
+                found.push(x as i64);
+            }
+        }
+        found
     }
 
     /// The integers `0..n` in random order, all orders equally likely.
@@ -105,6 +151,27 @@ mod tests {
         // Chi-square with 6 degrees of freedom: 22.5 is exceeded once in 1,000 fair trials.
         let chi: f64 = counts.iter().map(|c| (c - 10_000.0).powi(2) / 10_000.0).sum();
         assert!(chi < 22.5, "{counts:?}");
+    }
+
+    #[test]
+    fn draws_follow_their_probabilities() {
+        let mut draw = Draw::at(9, Purpose::Train, 0, 0, 0);
+        let hits = (0..40_000).filter(|_| draw.chance(0.3)).count();
+        assert!((11_700..12_300).contains(&hits), "{hits}"); // 3.3 standard deviations
+        assert!((0..1000).all(|_| !draw.chance(0.0) && draw.chance(1.0)));
+        let mut counts = [0; 4];
+        (0..40_000).for_each(|_| counts[draw.weighted(&[1, 0, 2, 5], 8)] += 1);
+        assert_eq!(counts[1], 0);
+        for (count, wanted) in [(counts[0], 5000), (counts[2], 10_000), (counts[3], 25_000)] {
+            assert!((count - wanted as i64).abs() < 350, "{counts:?}");
+        }
+        for (count, bound) in [(0, 5), (5, 5), (3, 5), (2, 1000), (9, 5)] {
+            let mut found = draw.distinct(count, bound);
+            assert!(found.len() == count.min(bound) && found.iter().all(|x| (0..bound as i64).contains(x)));
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(found.len(), count.min(bound));
+        }
     }
 
     #[test]

@@ -38,11 +38,19 @@
 //! ```
 
 pub mod associative;
+pub mod code_execution;
 mod data;
 mod draw;
+pub mod formal_language;
+pub mod group_words;
+pub mod list_ops;
+pub mod mqar;
 mod registry;
+pub mod retrieval;
 pub mod schema;
+mod sequence;
+pub mod state_tracking;
 pub mod text;
 
-pub use data::{Batch, Loss, Port, PortKind, Task, TaskIo};
+pub use data::{Batch, Counts, Loss, Metric, Port, PortKind, Task, TaskIo, metric_names};
 pub use registry::{TaskError, TaskInfo, TaskSpec, open, tasks};

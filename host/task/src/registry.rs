@@ -6,9 +6,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::Task;
-use crate::associative::{self, CapacitySpec, UpdateSpec};
+use crate::associative::{CapacitySpec, UpdateSpec};
+use crate::code_execution::CodeSpec;
+use crate::formal_language::LanguageSpec;
+use crate::group_words::GroupSpec;
+use crate::list_ops::ListOpsSpec;
+use crate::mqar::MqarSpec;
+use crate::retrieval::RetrievalSpec;
 use crate::schema::{Default, KeyError, KeyInfo, Value, did_you_mean, list};
-use crate::text::{self, TextSpec};
+use crate::state_tracking::{ArithmeticSpec, ParitySpec};
+use crate::text::{Order, TextSpec};
 
 /// What is known of a task before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,25 +28,110 @@ pub struct TaskInfo {
     pub keys: &'static [KeyInfo],
 }
 
-static TASKS: [TaskInfo; 3] = [associative::CAPACITY, associative::UPDATE, text::TEXT];
+/// The typed configuration of a task: what one module says of its own.
+pub(crate) trait Spec: Sized {
+    /// Name and keys.
+    const INFO: TaskInfo;
 
-/// All tasks.
-pub fn tasks() -> &'static [TaskInfo] {
-    &TASKS
+    /// Takes the values of a table whose keys and values suit [`INFO`](Self::INFO).
+    ///
+    /// # Errors
+    /// Values that do not go together; the error names the key.
+    fn read(table: &Checked) -> Result<Self, KeyError>;
+
+    /// Every key with its effective value, in the order of the keys; absent keys are left out.
+    fn values(&self) -> Vec<(&'static str, Value)>;
+
+    /// The longest extent of the axis that the fast weights are written along.
+    fn max_len(&self) -> usize;
+
+    /// Makes the task.
+    fn open(&self) -> Result<Box<dyn Task>, TaskError>;
 }
 
-/// A task with its configuration, checked.
-///
-/// It is written into a run's folder, and all that [`open`] needs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case")]
-pub enum TaskSpec {
+/// The list of tasks: a variant each, whose name in words joined by hyphens is the task's.
+macro_rules! tasks {
+    ($( $(#[$doc:meta])* $variant:ident($spec:ty), )*) => {
+        /// A task with its configuration, checked.
+        ///
+        /// It is written into a run's folder, and all that [`open`] needs.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "name", rename_all = "kebab-case")]
+        pub enum TaskSpec {
+            $( $(#[$doc])* $variant($spec), )*
+        }
+
+        static TASKS: &[TaskInfo] = &[$( <$spec as Spec>::INFO, )*];
+
+        impl TaskSpec {
+            fn read(name: &str, table: &Checked) -> Option<Result<Self, KeyError>> {
+                $( if name == <$spec as Spec>::INFO.name {
+                    return Some(<$spec as Spec>::read(table).map(Self::$variant));
+                } )*
+                None
+            }
+
+            /// What is known of the task.
+            pub fn info(&self) -> &'static TaskInfo {
+                match self {
+                    $( Self::$variant(_) => &<$spec as Spec>::INFO, )*
+                }
+            }
+
+            /// Every key with its effective value, defaults included, in the order of
+            /// [`TaskInfo::keys`]; keys that are absent are left out.
+            pub fn values(&self) -> Vec<(&'static str, Value)> {
+                match self {
+                    $( Self::$variant(spec) => spec.values(), )*
+                }
+            }
+
+            /// The longest extent, in training or evaluation, of the axis that the fast weights
+            /// are written along; the same as [`TaskIo::max_len`](crate::TaskIo::max_len), without
+            /// opening the task.
+            pub fn max_len(&self) -> usize {
+                match self {
+                    $( Self::$variant(spec) => spec.max_len(), )*
+                }
+            }
+
+            fn open(&self) -> Result<Box<dyn Task>, TaskError> {
+                match self {
+                    $( Self::$variant(spec) => spec.open(), )*
+                }
+            }
+        }
+    };
+}
+
+tasks! {
     /// Keys and values drawn without replacement: how much fits into the fast weights.
     AssociativeCapacity(CapacitySpec),
     /// Keys and values drawn with replacement: whether a fast weight can be overwritten.
     AssociativeUpdate(UpdateSpec),
+    /// The digit of a letter, at the end of a line of letters and digits.
+    AssociativeRetrieval(RetrievalSpec),
+    /// Many keys that are asked again.
+    Mqar(MqarSpec),
+    /// Whether the number of ones is odd.
+    Parity(ParitySpec),
+    /// The value of an expression modulo 5.
+    ModularArithmetic(ArithmeticSpec),
+    /// The product of the elements of a group.
+    GroupWords(GroupSpec),
+    /// What may follow in a word.
+    FormalLanguage(LanguageSpec),
+    /// What a program prints.
+    CodeExecution(CodeSpec),
+    /// The value of nested operations on lists.
+    ListOps(ListOpsSpec),
     /// The next character or byte of a text file.
     Text(TextSpec),
+}
+
+/// All tasks.
+pub fn tasks() -> &'static [TaskInfo] {
+    TASKS
 }
 
 impl TaskSpec {
@@ -58,77 +150,12 @@ impl TaskSpec {
             });
         };
         let table = Checked::new(info, values)?;
-        Ok(match info.name {
-            "associative-capacity" => {
-                Self::AssociativeCapacity(CapacitySpec { keys: table.size("keys"), eval_sequences: table.size("eval_sequences") })
-            }
-            "associative-update" => {
-                let keys = table.size("keys");
-                Self::AssociativeUpdate(UpdateSpec {
-                    keys,
-                    length: table.optional_size("length").unwrap_or(2 * keys),
-                    eval_length: table.optional_size("eval_length").unwrap_or(keys),
-                    eval_sequences: table.size("eval_sequences"),
-                })
-            }
-            _ => Self::Text(TextSpec {
-                path: table.text("path").map(PathBuf::from),
-                level: match table.text("level").as_deref() {
-                    Some("byte") => text::Level::Byte,
-                    _ => text::Level::Char,
-                },
-                context: table.size("context"),
-                train_fraction: table.float("train_fraction"),
-                order: match table.text("order").as_deref() {
-                    Some("sequential") => text::Order::Sequential,
-                    _ => text::Order::Random,
-                },
-                eval_windows: table.optional_size("eval_windows"),
-            }),
-        })
+        Self::read(info.name, &table).unwrap_or_else(|| unreachable!("{name} is in the list that was just searched"))
     }
 
     /// The task's name.
     pub fn name(&self) -> &'static str {
         self.info().name
-    }
-
-    /// What is known of the task.
-    pub fn info(&self) -> &'static TaskInfo {
-        match self {
-            Self::AssociativeCapacity(_) => &TASKS[0],
-            Self::AssociativeUpdate(_) => &TASKS[1],
-            Self::Text(_) => &TASKS[2],
-        }
-    }
-
-    /// Every key with its effective value, defaults included, in the order of
-    /// [`TaskInfo::keys`]; keys that are absent are left out.
-    pub fn values(&self) -> Vec<(&'static str, Value)> {
-        let size = |n: usize| Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
-        match self {
-            Self::AssociativeCapacity(s) => vec![("keys", size(s.keys)), ("eval_sequences", size(s.eval_sequences))],
-            Self::AssociativeUpdate(s) => vec![
-                ("keys", size(s.keys)),
-                ("length", size(s.length)),
-                ("eval_length", size(s.eval_length)),
-                ("eval_sequences", size(s.eval_sequences)),
-            ],
-            Self::Text(s) => {
-                let mut values = Vec::new();
-                if let Some(path) = &s.path {
-                    values.push(("path", Value::Text(path.to_string_lossy().into_owned())));
-                }
-                values.push(("level", Value::Text(s.level.name().into())));
-                values.push(("context", size(s.context)));
-                values.push(("train_fraction", Value::Float(s.train_fraction)));
-                values.push(("order", Value::Text(s.order.name().into())));
-                if let Some(n) = s.eval_windows {
-                    values.push(("eval_windows", size(n)));
-                }
-                values
-            }
-        }
     }
 
     /// Makes the task read this file instead of its own.
@@ -145,26 +172,15 @@ impl TaskSpec {
         }
     }
 
-    /// The longest extent, in training or evaluation, of the axis that the fast weights are
-    /// written along; the same as [`TaskIo::max_len`](crate::TaskIo::max_len), without opening
-    /// the task.
-    pub fn max_len(&self) -> usize {
-        match self {
-            Self::AssociativeCapacity(s) => s.keys,
-            Self::AssociativeUpdate(s) => s.length.max(s.eval_length),
-            Self::Text(s) => s.context,
-        }
-    }
-
     /// Whether a row of one step continues that row of the step before, so that fast weights may
     /// be carried over.
     pub fn continues(&self) -> bool {
-        matches!(self, Self::Text(s) if s.order == text::Order::Sequential)
+        matches!(self, Self::Text(s) if s.order == Order::Sequential)
     }
 }
 
 /// A table whose keys and values have been checked and whose constant defaults are filled in.
-struct Checked(BTreeMap<&'static str, Value>);
+pub(crate) struct Checked(BTreeMap<&'static str, Value>);
 
 impl Checked {
     fn new(info: &TaskInfo, values: &BTreeMap<String, Value>) -> Result<Self, KeyError> {
@@ -199,7 +215,8 @@ impl Checked {
         Ok(Self(table))
     }
 
-    fn optional_size(&self, key: &str) -> Option<usize> {
+    /// A size that may be absent.
+    pub(crate) fn optional_size(&self, key: &str) -> Option<usize> {
         match self.0.get(key) {
             Some(Value::Integer(v)) => usize::try_from(*v).ok(),
             _ => None,
@@ -207,18 +224,41 @@ impl Checked {
     }
 
     /// A size that the schema guarantees to be there.
-    fn size(&self, key: &str) -> usize {
+    pub(crate) fn size(&self, key: &str) -> usize {
         self.optional_size(key).unwrap_or_default()
     }
 
-    fn float(&self, key: &str) -> f64 {
+    /// A number that the schema guarantees to be there.
+    pub(crate) fn float(&self, key: &str) -> f64 {
         match self.0.get(key) {
             Some(Value::Float(v)) => *v,
             _ => 0.0,
         }
     }
 
-    fn text(&self, key: &str) -> Option<String> {
+    /// A truth value that may be absent.
+    pub(crate) fn optional_flag(&self, key: &str) -> Option<bool> {
+        match self.0.get(key) {
+            Some(Value::Boolean(v)) => Some(*v),
+            _ => None,
+        }
+    }
+
+    /// A truth value that the schema guarantees to be there.
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        self.optional_flag(key).unwrap_or_default()
+    }
+
+    /// A list of sizes that the schema guarantees to be there.
+    pub(crate) fn sizes(&self, key: &str) -> Vec<usize> {
+        match self.0.get(key) {
+            Some(Value::Integers(v)) => v.iter().filter_map(|x| usize::try_from(*x).ok()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A string that may be absent.
+    pub(crate) fn text(&self, key: &str) -> Option<String> {
         match self.0.get(key) {
             Some(Value::Text(v)) => Some(v.clone()),
             _ => None,
@@ -297,11 +337,24 @@ pub enum TaskError {
 pub fn open(spec: &TaskSpec) -> Result<Box<dyn Task>, TaskError> {
     let values = spec.values().into_iter().map(|(k, v)| (k.to_string(), v)).collect();
     TaskSpec::from_values(spec.name(), &values).map_err(|source| TaskError::Spec { task: spec.name(), source })?;
-    Ok(match spec {
-        TaskSpec::AssociativeCapacity(s) => Box::new(associative::Associative::capacity(s)),
-        TaskSpec::AssociativeUpdate(s) => Box::new(associative::Associative::update(s)),
-        TaskSpec::Text(s) => Box::new(text::Text::open(s)?),
-    })
+    spec.open()
+}
+
+/// The text that identifies the batches of a task by its configuration, for
+/// [`Task::fingerprint`]; `version` changes when the same configuration gives other batches.
+pub(crate) fn fingerprint<S: Spec>(spec: &S, version: u32) -> String {
+    let values: String = spec.values().iter().map(|(key, value)| format!(" {key}={value}")).collect();
+    format!("{} v{version}{values}", S::INFO.name)
+}
+
+/// A size as the value of a key.
+pub(crate) fn size(n: usize) -> Value {
+    Value::Integer(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+/// Sizes as the value of a key.
+pub(crate) fn sizes(list: &[usize]) -> Value {
+    Value::Integers(list.iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect())
 }
 
 #[cfg(test)]
@@ -318,7 +371,6 @@ mod tests {
         use Value::{Integer, Text};
         for (name, table, want) in [
             ("associative-updat", vec![], r#"name: "associative-updat" is no task; did you mean `associative-update`?"#),
-            ("zzz", vec![], r#"name: "zzz" is no task; there are `associative-capacity`, `associative-update`, `text`"#),
             (
                 "associative-update",
                 vec![("key", Integer(20))],
@@ -340,31 +392,81 @@ mod tests {
         ] {
             assert_eq!(build(name, &table).unwrap_err(), want);
         }
+        let unknown = build("zzz", &[]).unwrap_err();
+        assert!(unknown.starts_with(r#"name: "zzz" is no task; there are `associative-capacity`, `associative-update`, "#));
+        assert!(unknown.ends_with("`text`"));
     }
 
     #[test]
     fn specifications_survive_json_and_their_own_values() {
-        for (name, table) in [
-            ("associative-capacity", vec![("keys", Value::Integer(60))]),
-            ("associative-update", vec![("keys", Value::Integer(20))]),
+        use Value::{Integer, Text};
+        // What each task needs, and a value for every key that may be absent.
+        let given: &[(&str, &[(&str, Value)])] = &[
+            ("associative-capacity", &[("keys", Integer(60))]),
+            ("associative-update", &[("keys", Integer(20))]),
+            ("group-words", &[("group", Text("S5".into())), ("moves", Integer(3))]),
+            ("formal-language", &[("language", Text("shuffle-2".into()))]),
             (
                 "text",
-                vec![
-                    ("context", Value::Integer(64)),
-                    ("path", Value::Text("/a/b".into())),
-                    ("order", Value::Text("sequential".into())),
-                    ("eval_windows", Value::Integer(9)),
+                &[
+                    ("context", Integer(64)),
+                    ("path", Text("/a/b".into())),
+                    ("order", Text("sequential".into())),
+                    ("eval_windows", Integer(9)),
                 ],
             ),
-        ] {
-            let spec = build(name, &table).unwrap();
+        ];
+        for info in tasks() {
+            let table = given.iter().find(|(name, _)| *name == info.name).map_or(&[][..], |(_, table)| table);
+            let spec = build(info.name, table).unwrap();
+            assert_eq!(spec.info(), info);
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(serde_json::from_str::<TaskSpec>(&json).unwrap(), spec);
-            assert!(json.starts_with(&format!("{{\"name\":\"{name}\"")), "{json}");
+            assert!(json.starts_with(&format!("{{\"name\":\"{}\"", info.name)), "{json}");
             let unknown = json.replacen('{', "{\"bogus\":1,", 1);
             assert!(serde_json::from_str::<TaskSpec>(&unknown).is_err());
-            let again: Vec<(&str, Value)> = spec.values();
-            assert_eq!(build(name, &again).unwrap(), spec);
+            let values = spec.values();
+            assert_eq!(build(info.name, &values).unwrap(), spec);
+            assert_eq!(values.iter().map(|v| v.0).collect::<Vec<_>>(), info.keys.iter().map(|k| k.name).collect::<Vec<_>>());
+            if let Ok(task) = open(&spec) {
+                assert_eq!(task.io().max_len, spec.max_len(), "{}", info.name);
+            }
+        }
+    }
+
+    /// `cargo test --release -p fwp-task --lib -- --ignored --nocapture speed`
+    #[test]
+    #[ignore = "measures; prints tokens a second of every generator on one core"]
+    fn speed_of_generation() {
+        let text = |key: &'static str, value: &str| (key, Value::Text(value.into()));
+        let tasks = [
+            ("associative-retrieval", vec![]),
+            ("mqar", vec![text("train", "64x4")]),
+            ("mqar", vec![text("train", "1024x256")]),
+            ("parity", vec![]),
+            ("modular-arithmetic", vec![]),
+            ("modular-arithmetic", vec![("brackets", Value::Boolean(true))]),
+            ("group-words", vec![text("group", "S5")]),
+            ("formal-language", vec![text("language", "parity")]),
+            ("formal-language", vec![text("language", "counter-3")]),
+            ("formal-language", vec![text("language", "dyck-1")]),
+            ("formal-language", vec![text("language", "shuffle-2")]),
+            ("formal-language", vec![text("language", "reset-dyck-1")]),
+            ("code-execution", vec![]),
+            ("list-ops", vec![]),
+            ("list-ops", vec![("depth", Value::Integer(16))]),
+        ];
+        for (name, table) in tasks {
+            let task = open(&build(name, &table).unwrap()).unwrap();
+            let (began, mut tokens) = (std::time::Instant::now(), 0);
+            for step in 0.. {
+                tokens += task.train_batch(1, step, 0, 64).tokens;
+                if began.elapsed().as_secs_f64() > 0.5 {
+                    break;
+                }
+            }
+            let speed = tokens as f64 / began.elapsed().as_secs_f64() / 1e6;
+            println!("{speed:8.2} million tokens/s  {}", task.describe());
         }
     }
 

@@ -18,6 +18,8 @@ pub enum Value {
     Text(String),
     /// A list of numbers.
     Floats(Vec<f64>),
+    /// A list of whole numbers.
+    Integers(Vec<i64>),
 }
 
 impl Value {
@@ -29,6 +31,7 @@ impl Value {
             Self::Boolean(_) => "true or false",
             Self::Text(_) => "a string",
             Self::Floats(_) => "a list of numbers",
+            Self::Integers(_) => "a list of integers",
         }
     }
 }
@@ -42,6 +45,7 @@ impl fmt::Display for Value {
             Self::Boolean(v) => write!(f, "{v}"),
             Self::Text(v) => write!(f, "{v:?}"),
             Self::Floats(v) => write!(f, "{v:?}"),
+            Self::Integers(v) => write!(f, "{v:?}"),
         }
     }
 }
@@ -75,6 +79,13 @@ pub enum Kind {
         min: f64,
         /// The upper bound, excluded.
         max: f64,
+    },
+    /// At least one integer, each in `min..=max`.
+    Integers {
+        /// The smallest value.
+        min: i64,
+        /// The largest value.
+        max: i64,
     },
     /// `true` or `false`.
     Boolean,
@@ -126,6 +137,19 @@ impl Kind {
                     None => Ok(Value::Floats(v)),
                 }
             }
+            // A list is read as numbers; whole ones below 2^53 are exact.
+            (Self::Integers { .. }, Value::Floats(v)) if v.iter().all(|x| x.fract() == 0.0 && x.abs() < 9e15) => {
+                self.check(Value::Integers(v.into_iter().map(|x| x as i64).collect()))
+            }
+            (Self::Integers { min, max }, Value::Integers(v)) => {
+                if v.is_empty() {
+                    return Err(Mismatch::new("expected at least one integer".into()));
+                }
+                match v.iter().find(|x| !(*min..=*max).contains(x)) {
+                    Some(x) => Err(Mismatch::new(format!("{x} is not in {min}..={max}"))),
+                    None => Ok(Value::Integers(v)),
+                }
+            }
             (Self::Boolean, v @ Value::Boolean(_)) | (Self::Text, v @ Value::Text(_)) => Ok(v),
             (Self::Path, Value::Text(v)) => {
                 if v.is_empty() || v.contains('\0') {
@@ -158,6 +182,7 @@ impl Kind {
             Self::Integer { .. } => "an integer".into(),
             Self::Float { .. } => "a number".into(),
             Self::Floats { len, .. } => format!("a list of {len} numbers"),
+            Self::Integers { .. } => "a list of integers".into(),
             Self::Boolean => "true or false".into(),
             Self::Text | Self::Choice(_) => "a string".into(),
             Self::Path => "a path".into(),
@@ -182,6 +207,7 @@ impl fmt::Display for Kind {
                 }
             }
             Self::Floats { len, min, max } => write!(f, "{len} numbers in {min}..{max}"),
+            Self::Integers { min, max } => write!(f, "a list of integers in {min}..={max}"),
             Self::Boolean => write!(f, "true or false"),
             Self::Text => write!(f, "a string"),
             Self::Path => write!(f, "a path"),
@@ -219,6 +245,8 @@ pub enum Default {
     Float(f64),
     /// Two numbers.
     Pair([f64; 2]),
+    /// A list of whole numbers.
+    Integers(&'static [i64]),
     /// A truth value.
     Boolean(bool),
     /// A string.
@@ -235,6 +263,7 @@ impl Default {
             Self::Integer(v) => Value::Integer(*v),
             Self::Float(v) => Value::Float(*v),
             Self::Pair(v) => Value::Floats(v.to_vec()),
+            Self::Integers(v) => Value::Integers(v.to_vec()),
             Self::Boolean(v) => Value::Boolean(*v),
             Self::Text(v) => Value::Text((*v).into()),
         })

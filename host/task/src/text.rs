@@ -32,14 +32,14 @@ use sha2::{Digest, Sha256};
 
 use crate::data::{Batch, Loss, Port, Task, TaskIo};
 use crate::draw::{Draw, Purpose};
-use crate::registry::{TaskError, TaskInfo};
-use crate::schema::{Default, KeyInfo, Kind};
+use crate::registry::{Checked, Spec, TaskError, TaskInfo, size};
+use crate::schema::{Default, KeyError, KeyInfo, Kind, Value};
 
 /// The largest file that is read: it is held in memory, at up to five times its size while the
 /// alphabet is made.
 const MAX_BYTES: u64 = 2 << 30;
 
-pub(crate) const TEXT: TaskInfo = TaskInfo {
+const TEXT: TaskInfo = TaskInfo {
     name: "text",
     doc: "the next character or byte of a text file",
     keys: &[
@@ -136,6 +136,50 @@ pub struct TextSpec {
     pub order: Order,
     /// How many windows an evaluation reads; `None` means all.
     pub eval_windows: Option<usize>,
+}
+
+impl Spec for TextSpec {
+    const INFO: TaskInfo = TEXT;
+
+    fn read(table: &Checked) -> Result<Self, KeyError> {
+        Ok(Self {
+            path: table.text("path").map(PathBuf::from),
+            level: match table.text("level").as_deref() {
+                Some("byte") => Level::Byte,
+                _ => Level::Char,
+            },
+            context: table.size("context"),
+            train_fraction: table.float("train_fraction"),
+            order: match table.text("order").as_deref() {
+                Some("sequential") => Order::Sequential,
+                _ => Order::Random,
+            },
+            eval_windows: table.optional_size("eval_windows"),
+        })
+    }
+
+    fn values(&self) -> Vec<(&'static str, Value)> {
+        let mut values = Vec::new();
+        if let Some(path) = &self.path {
+            values.push(("path", Value::Text(path.to_string_lossy().into_owned())));
+        }
+        values.push(("level", Value::Text(self.level.name().into())));
+        values.push(("context", size(self.context)));
+        values.push(("train_fraction", Value::Float(self.train_fraction)));
+        values.push(("order", Value::Text(self.order.name().into())));
+        if let Some(n) = self.eval_windows {
+            values.push(("eval_windows", size(n)));
+        }
+        values
+    }
+
+    fn max_len(&self) -> usize {
+        self.context
+    }
+
+    fn open(&self) -> Result<Box<dyn Task>, TaskError> {
+        Ok(Box::new(Text::open(self)?))
+    }
 }
 
 /// The text as symbols, in the narrowest integers that hold them.
@@ -282,6 +326,7 @@ impl Text {
             weights: (real < size * context).then_some(weights),
             tokens: real,
             resets: resets.then(|| windows.iter().map(|w| w.as_ref().is_none_or(|w| w.fresh)).collect()),
+            set: 0,
         }
     }
 

@@ -44,6 +44,19 @@ impl Dual {
         self.through(self.value.cos(), -self.value.sin())
     }
 
+    /// The distribution function of normal draws, by the series of its integral, whose terms are all of one sign.
+    pub fn normal_below(self) -> Dual {
+        let x = self.value;
+        let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        let (mut sum, mut term, mut n) = (0.0, x, 1.0);
+        while sum + term != sum {
+            sum += term;
+            n += 2.0;
+            term *= x * x / n;
+        }
+        self.through(0.5 + density * sum, density)
+    }
+
     pub fn powf(self, n: f64) -> Dual {
         self.through(self.value.powf(n), n * self.value.powf(n - 1.0))
     }

@@ -25,7 +25,7 @@ fn through(rule: Rule, n: &Sizes, features: usize, phi: impl Fn(&Head, &[Dual], 
 }
 
 fn mapped(n: &Sizes, name: &str) -> Rule {
-    Rule::new("additive", n).option(&format!("--feature-map {name}"))
+    Rule::new("additive", n).feature_map(name)
 }
 
 /// `x + 1` above 0, `exp(x)` below: Katharopoulos et al. 2020; Schlag et al. 2021, Eq. 30.

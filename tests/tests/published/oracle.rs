@@ -44,6 +44,22 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// Its numbers in the file are drawn between these.
     pub range: (f64, f64),
+    /// A square matrix that is symmetric and not negative; only the symmetric part of its gradient is defined.
+    pub symmetric: bool,
+}
+
+/// Every matrix of an array becomes `f(matrix, i, j)`.
+fn squares(array: &mut Array, f: impl Fn(&dyn Fn(usize, usize) -> f64, usize, usize) -> f64) {
+    let n = *array.shape.last().expect("a matrix");
+    for matrix in array.data.chunks_exact_mut(n * n) {
+        let old = matrix.to_vec();
+        matrix.iter_mut().enumerate().for_each(|(at, x)| *x = f(&|i, j| old[i * n + j], at / n, at % n));
+    }
+}
+
+/// The symmetric part of every matrix.
+pub fn symmetrise(array: &mut Array) {
+    squares(array, |m, i, j| 0.5 * (m(i, j) + m(j, i)));
 }
 
 impl Tensor {
@@ -88,6 +104,10 @@ impl Tensor {
         let mut array = Array::random(&self.key(), &self.full_shape(n));
         let (low, high) = self.range;
         array.data.iter_mut().for_each(|x| *x = low + (high - low) * 0.5 * (*x + 1.0));
+        if self.symmetric {
+            let n = self.shape[0];
+            squares(&mut array, |m, i, j| (0..n).map(|l| m(i, l) * m(j, l)).sum());
+        }
         array
     }
 }
@@ -98,6 +118,8 @@ pub struct Head {
     pub t: usize,
     /// Number of the head, from 0.
     pub head: usize,
+    /// Whether signals are given as they are used.
+    effective: bool,
     values: BTreeMap<String, (Vec<usize>, Vec<Dual>)>,
 }
 
@@ -126,6 +148,17 @@ impl Head {
         let (shape, data) = self.value(name, 3);
         let parts = data.chunks_exact(shape[1] * shape[2]);
         parts.map(|part| Matrix { rows: shape[1], columns: shape[2], data: part.to_vec() }).collect()
+    }
+
+    /// A signal as it is used, from what a slow net emits, or as it is given where signals are given so.
+    pub fn activated(&self, name: &str, f: impl Fn(Dual) -> Dual) -> Dual {
+        if self.effective { self.scalar(name) } else { f(self.scalar(name)) }
+    }
+
+    /// The same for a signal of several numbers; `f` also gets the place.
+    pub fn all_activated(&self, name: &str, f: impl Fn(usize, Dual) -> Dual) -> Vector {
+        let given = self.vector(name);
+        if self.effective { given } else { given.into_iter().enumerate().map(|(i, x)| f(i, x)).collect() }
     }
 
     pub fn qkv(&self) -> (Vector, Vector, Vector) {
@@ -158,7 +191,9 @@ pub type Start = Box<dyn Fn(&mut Head)>;
 
 /// An independent implementation of a rule in one configuration.
 pub struct Rule {
-    /// Name of the plugin.
+    /// The part that is compared: the rule or its feature map.
+    pub subject: String,
+    /// Name of the rule.
     pub plugin: String,
     /// Its configuration and more, as command line.
     pub options: String,
@@ -168,6 +203,8 @@ pub struct Rule {
     pub output: usize,
     /// States that the file does not hold and that are not compared, because the order of their elements is the plugin's own.
     pub hidden: Vec<String>,
+    /// Whether signals are given as they are used.
+    pub effective: bool,
     pub step: Step,
     pub start: Start,
 }
@@ -179,12 +216,14 @@ impl Rule {
     /// Without inputs; the step comes last.
     pub fn bare(plugin: &str, n: &Sizes) -> Rule {
         Rule {
+            subject: plugin.into(),
             plugin: plugin.into(),
             options: String::new(),
             tensors: Vec::new(),
             extras: Vec::new(),
             output: n.value,
             hidden: Vec::new(),
+            effective: false,
             step: Box::new(|_| panic!("the rule has no step")),
             start: Box::new(|_| ()),
         }
@@ -207,8 +246,14 @@ impl Rule {
         self
     }
 
+    /// With a feature map, which is then what is compared.
+    pub fn feature_map(mut self, name: &str) -> Rule {
+        self.subject = name.into();
+        self.option(&format!("--feature-map {name}"))
+    }
+
     fn tensor(mut self, name: &str, role: Role, shape: &[usize]) -> Rule {
-        self.tensors.push(Tensor { name: name.into(), role, shape: shape.into(), range: (-1.0, 1.0) });
+        self.tensors.push(Tensor { name: name.into(), role, shape: shape.into(), range: (-1.0, 1.0), symmetric: false });
         self
     }
 
@@ -233,10 +278,26 @@ impl Rule {
         self.tensor(name, Role::State, &shape)
     }
 
+    /// With these signals as they are used, between 0 and 1, and without the parameters that only made them.
+    pub fn effective(mut self, signals: &[&str], without: &[&str]) -> Rule {
+        self.effective = true;
+        self.tensors.retain(|t| !without.contains(&t.name.as_str()));
+        signals.iter().fold(self, |rule, name| rule.between(name, 0.1, 0.9)).option("--signals effective")
+    }
+
+    fn named(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|t| t.name == name).expect("a tensor of the name")
+    }
+
     /// Numbers of a tensor lie between these in the file.
     pub fn between(mut self, name: &str, low: f64, high: f64) -> Rule {
-        let tensor = self.tensors.iter_mut().find(|t| t.name == name).expect("a tensor of the name");
-        tensor.range = (low, high);
+        self.named(name).range = (low, high);
+        self
+    }
+
+    /// A tensor is a symmetric matrix that is not negative.
+    pub fn symmetric(mut self, name: &str) -> Rule {
+        self.named(name).symmetric = true;
         self
     }
 
@@ -324,7 +385,7 @@ impl Lane<'_> {
     /// All steps; `see` gets every output by name, with its place in the file.
     fn walk(&self, moved: Moved<'_>, mut see: impl FnMut(&str, usize, &[Dual])) {
         let (n, b, h) = (self.n, self.b, self.h);
-        let mut head = Head { t: 0, head: h, values: BTreeMap::new() };
+        let mut head = Head { t: 0, head: h, effective: self.rule.effective, values: BTreeMap::new() };
         let take = |head: &mut Head, tensor: &Tensor, t: usize| {
             let values = match self.given.get(&tensor.key()) {
                 Some(array) => array.data[tensor.at(n, b, h, t)..][..tensor.len()].iter().map(|x| Dual::from(*x)).collect(),
@@ -345,7 +406,7 @@ impl Lane<'_> {
         }
         let absent: Vec<&Tensor> = self.rule.tensors.iter().filter(|t| !self.given.contains_key(&t.key())).collect();
         if !absent.is_empty() {
-            let mut own = Head { t: 0, head: h, values: head.values.clone() };
+            let mut own = Head { t: 0, head: h, effective: self.rule.effective, values: head.values.clone() };
             (self.rule.start)(&mut own);
             for tensor in absent {
                 head.values.insert(tensor.name.clone(), own.values[&tensor.name].clone());

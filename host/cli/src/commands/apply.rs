@@ -109,21 +109,17 @@ impl Apply {
                 None => rule_config.insert(key.strip_prefix("update_rule.").unwrap_or(&key).into(), value),
             };
         }
+        let usage = |cause: String, remedy: &str| Failure::new(Code::Usage, "the command line is wrong", cause, remedy);
         if self.layer >= self.layers {
-            return Err(Failure::new(
-                Code::Usage,
-                "the command line is wrong",
-                format!("--layer {} is none of {} layers, which count from 0", self.layer, self.layers),
-                "say with --layers N how many layers there are",
-            ));
+            let cause = format!("--layer {} is none of {} layers, which count from 0", self.layer, self.layers);
+            return Err(usage(cause, "say with --layers N how many layers there are"));
+        }
+        if self.max_len == Some(0) {
+            return Err(usage("--max-len is 0".into(), "give a number of steps from 1"));
         }
         if self.feature_map.is_none() && !map_config.is_empty() {
-            return Err(Failure::new(
-                Code::Usage,
-                "the command line is wrong",
-                "--set feature_map.… configures a feature map and none is named",
-                "name one with --feature-map NAME",
-            ));
+            let cause = "--set feature_map.… configures a feature map and none is named";
+            return Err(usage(cause.into(), "name one with --feature-map NAME"));
         }
         let asker = self.plugins.asker();
         let mut catalogue = self.plugins.catalogue(&asker, None).await?;

@@ -405,7 +405,11 @@ fn example_tasks() -> Vec<(&'static str, TaskIo)> {
     let mut found = Vec::new();
     for info in fwp_task::tasks() {
         let required = info.keys.iter().filter(|k| k.default == schema::Default::Required);
-        let values = required.map(|k| (k.name.to_string(), schema::Value::Integer(20))).collect();
+        let value = |kind: schema::Kind| match kind {
+            schema::Kind::Choice(words) => schema::Value::Text(words[0].into()),
+            _ => schema::Value::Integer(20),
+        };
+        let values = required.map(|k| (k.name.to_string(), value(k.kind))).collect();
         let Ok(spec) = TaskSpec::from_values(info.name, &values) else { continue };
         let opened = match &spec {
             TaskSpec::Text(text) => example_text(text),
@@ -538,7 +542,9 @@ fn signature(program: &Program) -> String {
     let mut text = output::table(&["ROLE", "NAME", "SHAPE", ""], &rows);
     for (name, effective) in fwp_program::effective_signals(program) {
         text += &match effective {
-            Ok(_) => format!("signal {name} has an effective form: `apply --signals effective` takes it\n"),
+            Ok(node) => {
+                format!("signal {name}: `apply --signals effective` takes {}\n", fwp_program::formula(program, node))
+            }
             Err(why) => format!("signal {name} has no effective form: {}\n", literal(&why)),
         };
     }

@@ -143,6 +143,7 @@ impl Check {
         let overrides = Overrides { data: self.data.clone(), ..Overrides::default() };
         let recipe = self.changes.read(&self.recipe, overrides)?;
         let task = run::open_task(&recipe.task)?;
+        run::check_metrics(&recipe, &task)?;
         let asker = self.plugins.asker();
         let mut catalogue = self.plugins.catalogue(&asker, self.changes.library_folder(&recipe)).await?;
         let parts = compose(&recipe, &task.io, &mut catalogue, &asker).await?;

@@ -174,7 +174,7 @@ impl Train {
                 metric.clone_from(&expect.metric);
             }
             // A bound from below says that more is better.
-            let more = expect.as_ref().is_some_and(|e| e.at_least.is_some() && e.at_most.is_none());
+            let more = expect.as_ref().is_some_and(fwp_recipe::Expect::more_is_better);
             let outcome = run::outcome(&ready.folder.metrics(), &metric, more);
             let passed = match (&expect, outcome.best) {
                 (Some(expect), Some(best)) => {
@@ -262,6 +262,7 @@ impl Train {
         };
         let recipe = self.changes.read(path, self.overrides(seed))?;
         let task = run::open_task(&recipe.task)?;
+        run::check_metrics(&recipe, &task)?;
         let parts = self.compose(&recipe, &task).await?;
         let folder = run::new_folder(run_dir, &recipe)?;
         run::write_new(&folder, &recipe, &parts, task.fingerprint.clone())?;
@@ -276,6 +277,7 @@ impl Train {
         };
         let plan = old.changed(&recipe)?;
         let task = run::open_task(&recipe.task)?;
+        run::check_metrics(&recipe, &task)?;
         if plan.task_fingerprint.as_ref().is_some_and(|f| *f != task.fingerprint) {
             return Err(Failure::new(
                 Code::Input,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::{DOUBLE, Report, SINGLE, Trial, apart, distance, is_finite};
+use super::{DOUBLE, Report, SINGLE, Trial, apart, distance, is_finite, tame};
 use crate::trial::draw::{normal, seed_of};
 use crate::trial::executor::REFERENCE;
 use crate::trial::{Data, Outcome, Wanted};
@@ -77,6 +77,11 @@ impl Pooled {
 fn allowed(of_reference: f64) -> [f64; 2] {
     let double = (FACTOR_DOUBLE * of_reference * DOUBLE_OF_SINGLE).max(FLOOR_DOUBLE);
     [(FACTOR * of_reference).max(FLOOR), double]
+}
+
+/// How much larger an error over so many elements or places may be: luck evens out with their number only.
+fn luck(count: usize) -> f64 {
+    1.0 + 2.0 / (count.max(1) as f64).sqrt()
 }
 
 /// The names of the two types.
@@ -200,7 +205,8 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
                 if small {
                     pooled.entry(name.clone()).or_default().add(exact, [single, moved, got, got_double])?;
                 }
-                let bounds_of = |y: &Yardstick| allowed(y.of(name)).map(|b| if small { LUCK * b } else { b });
+                let luck = if small { LUCK } else { luck(exact.numel()) };
+                let bounds_of = |y: &Yardstick| allowed(y.of(name)).map(|b| luck * b);
                 let mut bounds = bounds_of(&yardstick);
                 if (0..2).any(|k| errors[k] > bounds[k]) && !yardstick.thorough {
                     yardstick.measure(trial, &places)?;
@@ -225,7 +231,9 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
     }
     for (name, pool) in &pooled {
         let [of_reference, single, double] = pool.relative();
-        for ((precision, error), bound) in TYPES.into_iter().zip([single, double]).zip(allowed(of_reference)) {
+        for ((precision, error), bound) in
+            TYPES.into_iter().zip([single, double]).zip(allowed(of_reference).map(|b| luck(pool.places) * b))
+        {
             if error > bound {
                 return Ok(Report::failed(format!(
                     "`{name}` differs from the reference in {precision} over all {} places: relative error {error:.2e}, \
@@ -285,7 +293,7 @@ fn data(trial: &Trial<'_>, steps: i64, states: bool, masks: bool) -> Result<Data
         _ => batch,
     };
     let seed = seed_of(trial.seed, &format!("{} {steps} {states} {masks}", subject.sizes));
-    let mut data = subject.draw(Wanted { batch, steps, states, masks }, seed)?;
+    let mut data = tame(subject, Wanted { batch, steps, states, masks }, seed)?;
     for (_, t) in data.inputs.iter_mut().chain(&mut data.states).chain(&mut data.parameters) {
         *t = single(t)?;
     }

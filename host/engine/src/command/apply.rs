@@ -18,7 +18,7 @@ use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
 use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
-use crate::model::init;
+use crate::model::{init, with_maps_inside};
 use crate::shim;
 use crate::train::tensors::{HostTensor, from_safetensors, to_safetensors};
 
@@ -133,11 +133,11 @@ pub fn apply_in_layer(
     let programs = alone(rule, map, heads as usize);
     let slot = Arc::new(Slot::new(&programs.slots[0])?);
     let mut table = Table::default();
-    let specs = programs.parameters()?;
+    let specs = with_maps_inside(&programs)?.parameters()?;
     for name in file.keys().filter_map(|n| n.strip_prefix("param.")) {
-        let paths: Vec<&str> = specs.iter().map(|s| s.path.as_str()).collect();
+        let paths: Vec<String> = specs.iter().map(parameter_name).collect();
         ensure!(
-            paths.contains(&name),
+            paths.iter().any(|p| p == name),
             "`param.{name}` names a parameter that update rule `{}` and feature map `{}` do not have; they have: {}",
             rule.name,
             map.name,
@@ -145,10 +145,11 @@ pub fn apply_in_layer(
         );
     }
     for spec in specs {
-        let t = match file.get(&format!("param.{}", spec.path)) {
+        let name = format!("param.{}", parameter_name(&spec));
+        let t = match file.get(&name) {
             Some(t) => {
-                ensure!(t.size() == sizes(&spec.shape), "`param.{}` is {:?}; expected {:?}", spec.path, t.size(), spec.shape);
-                leaf(&format!("param.{}", spec.path), t)?
+                ensure!(t.size() == sizes(&spec.shape), "`{name}` is {:?}; expected {:?}", t.size(), spec.shape);
+                leaf(&name, t)?
             }
             None => initial(&slot, &ParameterSpec { layer, ..spec.clone() }, precision)?,
         };
@@ -241,6 +242,15 @@ pub fn apply_in_layer(
         }
     }
     Ok(result)
+}
+
+/// Name of a parameter in the file: as the rule says it, or the map behind `feature_map.`, whoever shares it.
+fn parameter_name(spec: &ParameterSpec) -> String {
+    match (spec.path.strip_prefix("shared.main."), &spec.source) {
+        (Some(name), Source::Map(_)) => format!("feature_map.{name}"),
+        (Some(name), _) => name.to_string(),
+        (None, _) => spec.path.clone(),
+    }
 }
 
 /// Refuses states and parameters that the rule does not have: a misspelt name would otherwise be left out in silence.

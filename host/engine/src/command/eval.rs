@@ -7,7 +7,7 @@ use fwp_recipe::{Carry, RunDir};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::train::{compare, open};
+use super::train::{compare, open, summary};
 use crate::train::{EvaluationOptions, TrainModel, checkpoint, evaluate, load_parameters};
 
 /// What is evaluated.
@@ -39,12 +39,16 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
     };
     let found = evaluate(&opened.model, &opened.task, how, None)?.context("the evaluation was interrupted")?;
     opened.executors.take_notices().iter().for_each(|notice| eprintln!("warning: {notice}"));
-    let passes = plan.expect.as_ref().map(|e| e.passes(found.loss));
+    let measured = |name: &str| found.metrics.get(name).copied().unwrap_or(f64::NAN);
+    let passes = plan.expect.as_ref().map(|e| e.passes(measured(&e.metric)));
     if options.json {
         let mut document: Value = json!({
             "run": run.path(), "checkpoint": loaded.path, "step": found.step,
             "eval/loss": found.loss, "eval/accuracy": found.accuracy, "tokens": found.tokens, "seconds": found.seconds,
         });
+        for (name, value) in &found.metrics {
+            document[name] = json!(value);
+        }
         if let Some(expect) = &plan.expect {
             document["expect"] = json!({ "metric": expect.metric, "published": expect.published, "at_most": expect.at_most, "at_least": expect.at_least, "passes": passes });
         }
@@ -52,12 +56,10 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
         return Ok(());
     }
     println!("checkpoint {} (step {})", loaded.path.display(), found.step);
-    println!(
-        "eval/loss  {:.6} (accuracy {:.4}) over {} tokens in {:.1} s",
-        found.loss, found.accuracy, found.tokens, found.seconds
-    );
+    println!("evaluation {}", summary(&found));
+    println!("read       {} tokens in {:.1} s", found.tokens, found.seconds);
     if let Some(expect) = &plan.expect {
-        println!("{}", compare(expect, found.loss));
+        println!("{}", compare(expect, measured(&expect.metric)));
     }
     Ok(())
 }

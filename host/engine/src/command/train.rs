@@ -79,6 +79,7 @@ pub fn open(
             task.describe()
         )));
     }
+    measures(&plan, task.as_ref()).map_err(Failure::input)?;
     let programs = programs(run, &plan).map_err(Failure::input)?;
     let lengths: BTreeMap<String, usize> = axes(task.as_ref());
     let estimate = fwp_program::estimate(&programs, plan.train.batch_size, &lengths, if kind == Kind::Double { 8 } else { 4 });
@@ -87,6 +88,16 @@ pub fn open(
     let model = Model::new(&programs, Precision { kind, device }, plan.train.seed, memory_limit).map_err(Failure::input)?;
     let model = model.with_executors(executors.clone());
     Ok(Opened { plan, run: run.clone(), task, model, estimate, memory_limit, executors })
+}
+
+/// Refuses a plan that waits for a metric that its task does not have.
+fn measures(plan: &Plan, task: &dyn Task) -> Result<()> {
+    let names = fwp_task::metric_names(task);
+    let asked = [("stop", plan.stop.target.as_ref().map(|t| &t.metric)), ("expect", plan.expect.as_ref().map(|e| &e.metric))];
+    for (section, metric) in asked.iter().filter_map(|(section, metric)| Some((section, (*metric)?))) {
+        ensure!(names.contains(metric), "{section}.metric: the task gives no {metric:?}; there are {}", names.join(", "));
+    }
+    Ok(())
 }
 
 fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
@@ -109,7 +120,8 @@ fn programs(run: &RunDir, plan: &Plan) -> Result<ModelPrograms> {
 
 /// Length of every axis of the task's first training batch.
 fn axes(task: &dyn Task) -> BTreeMap<String, usize> {
-    let batch = task.train_batch(0, 0, 0, 1);
+    // Rows may differ in length: as many as make the longest a usual one.
+    let batch = task.train_batch(0, 0, 0, 16);
     let ports = task.io().inputs.iter();
     ports.zip(&batch.inputs).filter_map(|(port, (_, _, shape))| Some((port.axis.clone()?, *shape.get(1)?))).collect()
 }
@@ -361,23 +373,33 @@ fn conclude(plan: &Plan, run: &RunDir, outcome: &Outcome) {
         End::NotFinite(_) => "a loss or gradient is not finite".to_string(),
     };
     let mut lines = vec![format!("ended      at step {}: {how}", outcome.step)];
-    if let Some(Evaluation { loss, accuracy, .. }) = &outcome.evaluation {
-        lines.push(format!("last       eval/loss {loss:.6}, accuracy {accuracy:.4}"));
+    if let Some(evaluation) = &outcome.evaluation {
+        lines.push(format!("last       {}", summary(evaluation)));
     }
     if let Some(best) = &outcome.best {
         lines.push(format!("best       eval/loss {:.6} at step {}", best.loss, best.step));
     }
     // What was interrupted is not judged: it is not done.
-    if let (Some(expect), Some(best)) = (&plan.expect, &outcome.best)
+    if let Some(expect) = &plan.expect
+        && let Some([least, most]) = outcome.ranges.get(&expect.metric)
         && outcome.end != End::Interrupted
     {
-        lines.push(compare(expect, best.loss));
+        lines.push(compare(expect, if expect.more_is_better() { *most } else { *least }));
     }
     lines.push(format!("speed      {:.0} tokens/s over {:.1} s of training", outcome.tokens_per_second(), outcome.seconds));
     if matches!(outcome.end, End::Interrupted) {
         lines.push(format!("resume     fwp-host train --resume {}", run.path().display()));
     }
     lines.iter().for_each(|line| say(line));
+}
+
+/// Loss and metrics over all evaluation sets, then the metrics of each set, on one line.
+pub fn summary(evaluation: &Evaluation) -> String {
+    let of_all = evaluation.metrics.iter().filter_map(|(name, value)| Some((name.strip_prefix("eval/")?, value)));
+    let (sets, all): (Vec<_>, Vec<_>) = of_all.partition(|(name, _)| name.contains('/'));
+    let others = all.into_iter().chain(sets).filter(|(name, _)| *name != "loss" && !name.ends_with("/loss"));
+    let others: String = others.map(|(name, value)| format!(", {name} {value:.4}")).collect();
+    format!("eval/loss {:.6}{others}", evaluation.loss)
 }
 
 /// One line: measured beside published.

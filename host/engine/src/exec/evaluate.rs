@@ -73,7 +73,7 @@ pub fn function(
 ) -> Result<Vec<Datum>> {
     let types = &prepared.types.nodes[index];
     let f = &prepared.program.functions[index];
-    evaluated(around, prepared, f, &prepared.steps[index], Some(types), prefix, layer, arguments)
+    scheduled(around, prepared, f, &prepared.steps[index], Some(types), prefix, layer, arguments)
 }
 
 /// Evaluates a function that was derived from the program.
@@ -85,11 +85,12 @@ pub fn nodes(
     layer: usize,
     arguments: &[Datum],
 ) -> Result<Vec<Datum>> {
-    evaluated(around, prepared, f, &Steps::apart(f), None, prefix, layer, arguments)
+    scheduled(around, prepared, f, &Steps::apart(f), None, prefix, layer, arguments)
 }
 
+/// Evaluates a function by its steps; what no output needs is left out.
 #[expect(clippy::too_many_arguments, reason = "what `function` and `nodes` have found")]
-fn evaluated(
+pub fn scheduled(
     around: &dyn Surroundings,
     prepared: &Prepared,
     f: &Function,
@@ -101,16 +102,26 @@ fn evaluated(
 ) -> Result<Vec<Datum>> {
     ensure!(arguments.len() == f.arguments.len(), "internal: function `{}` takes {} values", f.name, f.arguments.len());
     // A value is dropped after its last use: without gradients that bounds memory by what is alive.
+    // Backwards, so that what only serves unused values is unused itself.
     let mut uses = vec![0u32; f.nodes.len()];
-    steps.operands.iter().flatten().for_each(|o| uses[*o as usize] += 1);
     f.outputs.iter().for_each(|o| uses[o.node as usize] += 1);
+    for i in (0..f.nodes.len()).rev().filter(|i| steps.steps[*i] != Step::WithUser) {
+        if uses[i] > 0 {
+            steps.operands[i].iter().for_each(|o| uses[*o as usize] += 1);
+        }
+    }
     let mut values: Vec<Option<Datum>> = Vec::with_capacity(f.nodes.len());
     for (i, node) in f.nodes.iter().enumerate() {
+        if uses[i] == 0 {
+            values.push(None);
+            continue;
+        }
         let ids = &steps.operands[i];
         let operands: Vec<&Datum> =
             ids.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
         let at = Place { prepared, prefix, node: i, layer, types, operands: ids, silu: false };
-        let value = match (steps.steps[i], &node.op) {
+        let value = match (&steps.steps[i], &node.op) {
+            // Never met: its user does not refer to it.
             (Step::WithUser, _) => {
                 values.push(None);
                 continue;
@@ -120,7 +131,11 @@ fn evaluated(
             (Step::Alone, op) => one(around, &at, op, &operands),
             // Under the name of the convolution, which may have something to remember.
             (Step::ConvSilu { conv }, _) => {
-                around.special(&Place { node: conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+                around.special(&Place { node: *conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+            }
+            (Step::Lookup(form), _) => {
+                let values: Result<Vec<&Value>> = operands.iter().map(|d| d.value()).collect();
+                values.and_then(|v| form.apply(&v, around.precision())).map(Datum::Value)
             }
             (step, _) => joint(f, step, &operands),
         };
@@ -131,16 +146,16 @@ fn evaluated(
                 values[*o as usize] = None;
             }
         }
-        values.push((uses[i] > 0).then_some(value));
+        values.push(Some(value));
     }
     Ok(f.outputs.iter().map(|o| values[o.node as usize].clone().expect("outputs are kept")).collect())
 }
 
 /// Several nodes that need nothing but their operands.
-fn joint(f: &Function, step: Step, operands: &[&Datum]) -> Result<Datum> {
+fn joint(f: &Function, step: &Step, operands: &[&Datum]) -> Result<Datum> {
     let (a, b) = (operands[0].value()?, operands[1].value()?);
     Ok(Datum::Value(match step {
-        Step::Gain { norm } => ops::normalise(&f.nodes[norm as usize].op, a, Some(b))?,
+        Step::Gain { norm } => ops::normalise(&f.nodes[*norm as usize].op, a, Some(b))?,
         _ => ops::gate(a, b)?,
     }))
 }

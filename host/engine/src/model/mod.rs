@@ -1,6 +1,7 @@
 //! A model: programs composed with parameters.
 
 mod cell;
+mod ending;
 pub mod init;
 mod net;
 mod unfold;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use cell::Cell;
+use ending::Ending;
 use fwp_program::{ModelPrograms, ParameterSpec, Source};
 use fwp_sdk::program::{Training, entry};
 use tch::{Device, Kind, Tensor};
@@ -40,6 +42,8 @@ pub struct Model {
     memory_limit: u64,
     executors: Arc<Executors>,
     cells: Mutex<Cells>,
+    /// For each output with positions, what is computed where only some of them are asked for.
+    endings: BTreeMap<String, Ending>,
 }
 
 impl Model {
@@ -57,6 +61,10 @@ impl Model {
             let decay = matches!(spec.training, Training::Trained { decay: true });
             parameters.push(Parameter { name: spec.path.clone(), tensor: tensor.set_requires_grad(trainable), decay, trainable });
         }
+        let net = &composed.net;
+        let forward = net.entry(entry::FORWARD)?;
+        let outputs = net.program.functions[forward].outputs.iter();
+        let endings = outputs.filter_map(|o| Some((o.name.clone(), Ending::new(net, forward, &o.name)?))).collect();
         let by_path = specs.iter().enumerate().map(|(i, s)| (s.path.clone(), i)).collect();
         Ok(Model {
             composed,
@@ -67,6 +75,7 @@ impl Model {
             memory_limit,
             executors: Arc::default(),
             cells: Mutex::default(),
+            endings,
         })
     }
 
@@ -129,19 +138,20 @@ impl Model {
             bail!("{} rows say whether they start afresh, the batch has {batch}", pass.resets.as_ref().map_or(0, Vec::len));
         }
         let around = net::InNet::new(self, pass, batch, carry, inputs.get("reset"), probing)?;
+        if let Some(scored) = &pass.scored
+            && let Some(ending) = self.endings.get(&scored.output)
+        {
+            let value = ending.run(&around, net, &arguments, &scored.positions)?;
+            let count = scored.positions.len() as i64;
+            let values = [(scored.output.clone(), in_full(&value, count)?)].into();
+            let (leaving, probes) = around.finish();
+            return Ok((Output { values, carry: pass.carry.then_some(leaving) }, probes));
+        }
         let results = evaluate::function(&around, net, index, "", 0, &arguments)?;
         let (leaving, probes) = around.finish();
         let mut values = BTreeMap::new();
         for (o, datum) in f.outputs.iter().zip(results) {
-            let v = datum.value()?;
-            // An output that does not depend on the inputs still has the batch's sizes.
-            let full = if v.lead.batch {
-                v.tensor.shallow_clone()
-            } else {
-                let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
-                v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?
-            };
-            values.insert(o.name.clone(), full);
+            values.insert(o.name.clone(), in_full(datum.value()?, batch)?);
         }
         Ok((Output { values, carry: pass.carry.then_some(leaving) }, probes))
     }
@@ -149,12 +159,24 @@ impl Model {
 
 /// The programs with each rule as it is run, the feature map inside where its step asks for it: parameters say by number which of
 /// a program's functions draws them.
-fn with_maps_inside(programs: &ModelPrograms) -> Result<ModelPrograms> {
+///
+/// # Errors
+/// A feature map without the function that a rule asks for.
+pub fn with_maps_inside(programs: &ModelPrograms) -> Result<ModelPrograms> {
     let mut out = programs.clone();
     for slot in &mut out.slots {
         slot.rule = fwp_program::with_feature_map(&slot.rule, &slot.map)?;
     }
     Ok(out)
+}
+
+/// An output that does not depend on the inputs still has the batch's sizes.
+fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
+    if v.lead.batch {
+        return Ok(v.tensor.shallow_clone());
+    }
+    let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
+    Ok(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?)
 }
 
 fn source(composed: &Composed, source: Source) -> &Prepared {
@@ -181,7 +203,7 @@ impl TrainModel for Model {
         Ok(self.run(inputs, pass, carry, false)?.0)
     }
     fn probes(&self, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>> {
-        let pass = Pass { train: false, step: 0, seed: 0, micro: 0, carry: false, resets: None };
+        let pass = Pass { train: false, step: 0, seed: 0, micro: 0, carry: false, resets: None, scored: None };
         Ok(tch::no_grad(|| self.run(inputs, &pass, None, true))?.1)
     }
     fn save_carry(&self, carry: &Carry) -> Vec<(String, Tensor)> {

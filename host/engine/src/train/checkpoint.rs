@@ -59,6 +59,9 @@ pub struct State {
     pub evaluation: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// The smallest and the largest value of each metric of evaluations.
+    #[serde(default)]
+    pub ranges: BTreeMap<String, [f64; 2]>,
     /// Evaluations since the best one.
     pub without_improvement: u64,
     /// Steps left out because of values that were not finite.
@@ -451,6 +454,7 @@ pub(super) mod tests {
             random_cuda: Some((1, "00ff".into())),
             evaluation: None,
             best: None,
+            ranges: BTreeMap::new(),
             without_improvement: 2,
             skipped: 0,
             skipped_in_a_row: 0,

@@ -1,18 +1,19 @@
 //! Evaluation: deterministic, over the whole of what the task gives.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fwp_task::Task;
+use fwp_task::{Metric, Task};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::data::{Tensors, compare};
+use super::data::{Tensors, compare, count, counts};
 use super::interrupt::Interrupt;
 use super::model::{Pass, TrainModel};
 use crate::shim::{RandomState, ShimError};
 
 /// What an evaluation found.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// Steps done when it was made.
@@ -22,6 +23,9 @@ pub struct Evaluation {
     pub loss: f64,
     /// The weighted part of positions whose largest output is the target.
     pub accuracy: f64,
+    /// All metrics by their names in `metrics.jsonl`, the loss among them, as far as they are finite.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
     /// Tokens seen.
     pub tokens: u64,
     /// Seconds taken.
@@ -81,8 +85,14 @@ fn all_batches<M: TrainModel>(
     interrupt: Option<&Interrupt>,
 ) -> anyhow::Result<Option<Evaluation>> {
     let started = std::time::Instant::now();
-    // [loss, right, weight], summed on the device: it is asked once, at the end.
-    let mut sums: Option<Tensor> = None;
+    let metrics = task.metrics();
+    let usual = metrics.iter().find_map(|m| match m {
+        Metric::AccuracyBeside { usual, .. } => Some(*usual),
+        _ => None,
+    });
+    let sets = task.eval_sets();
+    // For each set the loss and the counts, summed on the device: it is asked once, at the end.
+    let mut sums: Vec<Option<Tensor>> = (0..sets.len().max(1)).map(|_| None).collect();
     let mut tokens = 0;
     let mut carry = None;
     for index in 0..task.eval_len(options.batch_size) {
@@ -102,6 +112,7 @@ fn all_batches<M: TrainModel>(
             micro: index as u64,
             carry: carried,
             resets: if carried { batch.resets.clone() } else { None },
+            scored: tensors.scored(task.output_name()),
         };
         let before = if carried { carry.take() } else { None };
         let output = model.forward(&tensors.inputs, &pass, before)?;
@@ -110,23 +121,47 @@ fn all_batches<M: TrainModel>(
             .values
             .get(task.output_name())
             .ok_or_else(|| anyhow::anyhow!("the slow net has no output {:?}, which the task needs", task.output_name()))?;
-        let part = compare(task.loss(), value, &tensors)?;
-        let part = Tensor::f_stack(&[part.loss, part.right, part.weight], 0)
-            .and_then(|t| t.f_to_kind(Kind::Double))
-            .map_err(ShimError::from)?;
-        sums = Some(match sums {
-            Some(sums) => sums.f_add(&part).map_err(ShimError::from)?,
+        let loss = compare(task.loss(), value, &tensors)?.loss;
+        let counted = count(value, &tensors, usual)?;
+        let part = || Tensor::f_cat(&[loss.f_to_kind(Kind::Double)?.f_reshape([1])?, counted], 0);
+        let part = part().map_err(ShimError::from)?;
+        let sum = sums.get_mut(batch.set).ok_or_else(|| anyhow::anyhow!("the task has no evaluation set {}", batch.set))?;
+        *sum = Some(match sum.take() {
+            Some(sum) => sum.f_add(&part).map_err(ShimError::from)?,
             None => part,
         });
         tokens += batch.tokens as u64;
     }
-    let sums = sums.ok_or_else(|| anyhow::anyhow!("the task has no evaluation data"))?;
-    let sums = Vec::<f64>::try_from(&sums).map_err(ShimError::from)?;
+    anyhow::ensure!(sums.iter().any(Option::is_some), "the task has no evaluation data");
+    let mut total = vec![0.0; NUMBERS];
+    let mut named = Vec::new();
+    for (set, sum) in sums.iter().enumerate() {
+        let Some(sum) = sum else { continue };
+        let numbers = Vec::<f64>::try_from(sum).map_err(ShimError::from)?;
+        total.iter_mut().zip(&numbers).for_each(|(t, n)| *t += n);
+        if let Some(name) = sets.get(set) {
+            named.extend(values(&format!("eval/{name}/"), &metrics, &numbers));
+        }
+    }
+    named.extend(values("eval/", &metrics, &total));
+    let all = counts(&total[1..]);
     Ok(Some(Evaluation {
         step: options.step,
-        loss: sums[0] / sums[2],
-        accuracy: sums[1] / sums[2],
+        loss: total[0] / all.weight,
+        accuracy: all.right / all.weight,
+        metrics: named.into_iter().filter(|(_, value)| value.is_finite()).collect(),
         tokens,
         seconds: started.elapsed().as_secs_f64(),
     }))
+}
+
+/// The loss and the counts.
+const NUMBERS: usize = 7;
+
+/// Loss and metrics, by name.
+fn values(prefix: &str, metrics: &[Metric], numbers: &[f64]) -> Vec<(String, f64)> {
+    let counted = counts(&numbers[1..]);
+    let loss = (format!("{prefix}loss"), numbers[0] / counted.weight);
+    let others = metrics.iter().map(|m| (format!("{prefix}{}", m.name()), m.value(&counted)));
+    std::iter::once(loss).chain(others).collect()
 }

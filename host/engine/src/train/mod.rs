@@ -36,6 +36,6 @@ mod tests;
 
 pub use evaluate::{Evaluation, EvaluationOptions, evaluate};
 pub use interrupt::Interrupt;
-pub use model::{Output, Parameter, Pass, TrainModel};
+pub use model::{Output, Parameter, Pass, Scored, TrainModel};
 pub use rehearse::rehearse;
 pub use run::{Best, End, Outcome, Resume, Settings, find_start, load_parameters, train};

@@ -32,6 +32,19 @@ pub struct Pass {
     pub carry: bool,
     /// For each row, whether it starts afresh although states are carried; `None`: all do.
     pub resets: Option<Vec<bool>>,
+    /// The positions at which an output is asked for; `None`: all of all outputs.
+    pub scored: Option<Scored>,
+}
+
+/// The positions of one output that a loss or a metric looks at.
+///
+/// A model may then give this output alone, as `[positions, ...]`, in place of `[batch, length, ...]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scored {
+    /// The output.
+    pub output: String,
+    /// The positions in the order in which they are given: `row * length + step`.
+    pub positions: Vec<i64>,
 }
 
 /// What a forward pass gives.

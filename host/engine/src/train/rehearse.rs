@@ -22,7 +22,15 @@ pub fn rehearse<M: TrainModel>(model: &M, task: &Arc<dyn Task>, seed: u64, batch
         let batch = task.train_batch(seed, 0, 0, batch_size);
         if batch.size > 0 {
             let tensors = Tensors::new(&batch, model.device())?;
-            let pass = Pass { train: false, step: 0, seed, micro: 0, carry: false, resets: None };
+            let pass = Pass {
+                train: false,
+                step: 0,
+                seed,
+                micro: 0,
+                carry: false,
+                resets: None,
+                scored: tensors.scored(task.output_name()),
+            };
             model.forward(&tensors.inputs, &pass, None)?;
         }
         Ok(())

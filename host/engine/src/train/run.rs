@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fwp_recipe::{
-    Carry, CheckpointSettings, EvalSettings, MonitorSettings, OnNonfinite, Plan, RunDir, StopSettings, TrainSettings,
+    Carry, CheckpointSettings, EvalSettings, MonitorSettings, OnNonfinite, Plan, RunDir, StopSettings, Target, TrainSettings,
 };
 use fwp_task::Task;
 use serde::{Deserialize, Serialize};
@@ -155,6 +155,8 @@ pub struct Outcome {
     pub evaluation: Option<Evaluation>,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// The smallest and the largest value of each metric of evaluations.
+    pub ranges: BTreeMap<String, [f64; 2]>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
 }
@@ -244,8 +246,9 @@ pub fn train<M: TrainModel>(
 struct Pending {
     /// Steps done with this one.
     step: u64,
-    /// [loss, gradient norm], float64.
-    numbers: Tensor,
+    loss: Tensor,
+    /// Of the gradients.
+    norm: Tensor,
     rate: f64,
 }
 
@@ -307,6 +310,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                     random_cuda: None,
                     evaluation: None,
                     best: None,
+                    ranges: BTreeMap::new(),
                     without_improvement: 0,
                     skipped: 0,
                     skipped_in_a_row: 0,
@@ -396,6 +400,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                 micro: micro as u64,
                 carry: carried,
                 resets: if carried { batch.resets.clone() } else { None },
+                scored: tensors.scored(self.task.output_name()),
             };
             let before = if carried { self.carry[micro].take() } else { None };
             let output = self.model.forward(&tensors.inputs, &pass, before)?;
@@ -404,8 +409,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             let value =
                 output.values.get(name).with_context(|| format!("the slow net has no output {name:?}, which the task needs"))?;
             let sums = compare(self.task.loss(), value, &tensors)?;
-            let work = || sums.loss.f_div(&sums.weight)?.f_div_scalar(accumulate as f64);
-            let loss = work().map_err(ShimError::from)?;
+            let loss = sums.mean(accumulate as f64)?;
             anyhow::ensure!(loss.requires_grad(), "the loss does not depend on any trained parameter");
             loss.f_backward().map_err(ShimError::from)?;
             let loss = loss.detach();
@@ -418,13 +422,11 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let total = total.context("a step without a micro-batch")?;
         let gradients = self.optimiser.gradients();
         let norm = global_norm(&gradients)?;
-        let numbers = || Tensor::f_stack(&[total.f_to_kind(Kind::Double)?, norm.f_to_kind(Kind::Double)?], 0);
-        let numbers = numbers().map_err(ShimError::from)?;
         let rate = train.lr_at(self.state.step);
-        let pending = Pending { step: self.state.step + 1, numbers, rate };
         if train.clip > 0. {
             clip(&gradients, &norm, train.clip)?;
         }
+        let pending = Pending { step: self.state.step + 1, loss: total, norm, rate };
         if !self.asks_later() {
             // Asking costs nothing here, so a bad step is not even begun.
             let (end, good) = self.report(&pending)?;
@@ -444,7 +446,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                 }
             }
             let found = || {
-                let good = pending.numbers.f_isfinite()?.f_all()?;
+                let good = pending.loss.f_isfinite()?.f_logical_and(&pending.norm.f_isfinite()?)?;
                 good.f_logical_not()?.f_to_kind(Kind::Float)
             };
             let found = found().map_err(ShimError::from)?;
@@ -473,8 +475,8 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     ///
     /// Returns the end of the run, if this is one, and whether the step is to be taken.
     fn report(&mut self, pending: &Pending) -> anyhow::Result<(Option<End>, bool)> {
-        let numbers = Vec::<f64>::try_from(&pending.numbers).map_err(ShimError::from)?;
-        let (loss, norm) = (numbers[0], numbers[1]);
+        let read = |t: &Tensor| f64::try_from(t).map_err(ShimError::from);
+        let (loss, norm) = (read(&pending.loss)?, read(&pending.norm)?);
         let good = loss.is_finite() && norm.is_finite();
         if good {
             self.state.skipped_in_a_row = 0;
@@ -558,7 +560,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let (step, last) = (self.state.step, self.settings.train.steps);
         let every = self.settings.eval.every;
         let due = step >= last || (every > 0 && step % every == 0);
-        let seen = self.state.evaluation.is_some_and(|e| e.step == step);
+        let seen = self.state.evaluation.as_ref().is_some_and(|e| e.step == step);
         let mut new_best = false;
         if (due || self.interrupt.is_asked())
             && let Some(end) = self.drain()?
@@ -593,8 +595,12 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     /// Whether the evaluation of this very step ends the run.
     fn verdict(&self) -> Option<End> {
         let stop = &self.settings.stop;
-        let evaluation = self.state.evaluation.filter(|e| e.step == self.state.step)?;
+        let evaluation = self.state.evaluation.as_ref().filter(|e| e.step == self.state.step)?;
         if stop.eval_loss_at_most.is_some_and(|bound| evaluation.loss <= bound) {
+            return Some(End::TargetReached);
+        }
+        let value = |target: &Target| evaluation.metrics.get(&target.metric).copied();
+        if stop.target.as_ref().is_some_and(|target| value(target).is_some_and(|v| target.reached(v))) {
             return Some(End::TargetReached);
         }
         if stop.patience > 0 && self.state.without_improvement >= stop.patience {
@@ -622,12 +628,20 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let Some(found) = evaluate(self.model, self.task, options, Some(self.interrupt))? else {
             return Ok(false);
         };
-        self.monitor
-            .metrics(found.step, vec![("eval/loss".to_owned(), found.loss), ("eval/accuracy".to_owned(), found.accuracy)]);
+        let mut named: Vec<(String, f64)> = found.metrics.iter().map(|(n, v)| (n.clone(), *v)).collect();
+        if !found.loss.is_finite() {
+            named.push(("eval/loss".to_owned(), found.loss));
+        }
+        self.monitor.metrics(found.step, named);
+        for (name, value) in &found.metrics {
+            let range = self.state.ranges.entry(name.clone()).or_insert([*value; 2]);
+            *range = [range[0].min(*value), range[1].max(*value)];
+        }
+        let (step, loss) = (found.step, found.loss);
         self.state.evaluation = Some(found);
-        let better = found.loss.is_finite() && self.state.best.is_none_or(|best| found.loss < best.loss);
+        let better = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if better {
-            self.state.best = Some(Best { step: found.step, loss: found.loss });
+            self.state.best = Some(Best { step, loss });
             self.state.without_improvement = 0;
         } else {
             self.state.without_improvement += 1;
@@ -712,6 +726,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             skipped: self.state.skipped,
             evaluation: self.state.evaluation,
             best: self.state.best,
+            ranges: self.state.ranges,
             checkpoint: written.newest.or(newest),
         };
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(5));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fwp_recipe::{
     Carry, CheckpointSettings, Dtype, EvalSettings, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, RunDir, Schedule,
-    ScheduleKind, StopSettings, TrainSettings,
+    ScheduleKind, StopSettings, Target, TrainSettings,
 };
 use fwp_task::{Batch, Loss, Task, TaskIo};
 use tch::{Device, Kind, Tensor};
@@ -49,6 +49,7 @@ impl ToyTask {
             inputs: vec![("x".into(), data, vec![size, 3])],
             weights: None,
             resets: Some((0..size).map(|row| row == 0 && place.is_multiple_of(4)).collect()),
+            set: 0,
         }
     }
 }
@@ -200,7 +201,7 @@ fn settings(steps: u64) -> Settings {
             memory_limit: None,
         },
         eval: EvalSettings { every: 5, batch_size: 4 },
-        stop: StopSettings { eval_loss_at_most: None, patience: 0 },
+        stop: StopSettings { eval_loss_at_most: None, patience: 0, target: None },
         checkpoint: CheckpointSettings { every: 4, keep: 2, keep_best: false },
         monitor: MonitorSettings { log_every: 1, tensorboard: false, histograms_every: 0, images_every: 0 },
     }
@@ -263,8 +264,8 @@ fn training_learns_evaluates_and_saves() {
     assert_eq!((outcome.end.clone(), outcome.step), (End::Completed, 60));
     assert_eq!(outcome.tokens, 60 * 2 * 4 * 3);
     assert!(outcome.tokens_per_second() > 0.);
-    assert!(outcome.evaluation.unwrap().loss < 0.5, "{outcome:?}");
-    assert_eq!(outcome.evaluation.unwrap().accuracy, 1.);
+    assert!(outcome.evaluation.as_ref().unwrap().loss < 0.5, "{outcome:?}");
+    assert_eq!(outcome.evaluation.as_ref().unwrap().accuracy, 1.);
     assert_eq!(checkpoints(&run), [60, 56]);
     assert_eq!(outcome.checkpoint.unwrap(), run.checkpoints().join("step-60"));
     let metrics = metrics(&run);
@@ -488,9 +489,20 @@ fn a_run_stops_when_it_is_good_enough_and_stays_stopped() {
     plan.stop.eval_loss_at_most = Some(0.5);
     let outcome = go(&ToyModel::new(), ToyTask::new(), &plan, &run, &Resume::Auto).unwrap();
     assert_eq!(outcome.end, End::TargetReached);
-    assert!(outcome.step < 100 && outcome.step.is_multiple_of(5) && outcome.evaluation.unwrap().loss <= 0.5);
+    assert!(outcome.step < 100 && outcome.step.is_multiple_of(5) && outcome.evaluation.as_ref().unwrap().loss <= 0.5);
     let again = go(&ToyModel::new(), ToyTask::new(), &plan, &run, &Resume::Auto).unwrap();
     assert_eq!((again.end, again.step, again.evaluation), (End::TargetReached, outcome.step, outcome.evaluation));
+
+    // By another metric.
+    let run = run_dir(&folder.path().join("accuracy"));
+    let mut plan = settings(500);
+    plan.stop.target = Some(Target { metric: "eval/accuracy".into(), at_most: None, at_least: Some(0.9) });
+    let outcome = go(&ToyModel::new(), ToyTask::new(), &plan, &run, &Resume::Auto).unwrap();
+    assert_eq!(outcome.end, End::TargetReached);
+    let evaluation = outcome.evaluation.as_ref().unwrap();
+    assert!(evaluation.accuracy >= 0.9 && evaluation.metrics["eval/accuracy"] == evaluation.accuracy);
+    let range = outcome.ranges["eval/accuracy"];
+    assert!(range[0] < 0.9 && range[1] == evaluation.accuracy, "{range:?}");
 }
 
 #[test]

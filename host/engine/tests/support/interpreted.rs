@@ -68,8 +68,7 @@ pub fn file(rule: &Program, map: &Program, trial: &Trial, numbers: &mut Numbers)
     let of_map = parameters_of(map).map(|p| (format!("feature_map.{}", p.name), p));
     for (name, p) in step.parameters.iter().map(|p| (p.name.clone(), p)).chain(of_map) {
         let shape = if p.scope == Scope::Head { [vec![h], long(&p.shape)].concat() } else { long(&p.shape) };
-        let path = if p.scope == Scope::Model { format!("shared.main.{}", p.name) } else { name };
-        file.insert(format!("param.{path}"), numbers.tensor(&shape));
+        file.insert(format!("param.{name}"), numbers.tensor(&shape));
     }
     for s in &rule.states {
         let full = [vec![b, h], long(&s.shape)].concat();
@@ -112,8 +111,7 @@ pub fn interpreted(rule: &Program, map: &Program, trial: &Trial, file: &File) ->
     for sample in 0..b {
         for head in 0..h {
             let parameter = |path: &str, p: &Parameter| -> Array {
-                let shared = format!("param.shared.main.{}", p.name);
-                let t = &file[if p.scope == Scope::Model { &shared } else { path }];
+                let t = &file[path];
                 let t = if p.scope == Scope::Head { t.get(head) } else { t.shallow_clone() };
                 Array::new(&p.shape, values(&t)).unwrap()
             };

@@ -224,7 +224,7 @@ pub fn holds_along_time(m: &Model, what: &str) {
         close(&packed.narrow(0, row, 1).narrow(1, 0, start), &whole.narrow(0, row, 1).narrow(1, 0, start), 1e-11, what);
     }
     let later = x.copy();
-    let _ = later.narrow(1, 8, 4).copy_(&((x.narrow(1, 8, 4) + 1).remainder(VOCAB as i64)));
+    later.narrow(1, 8, 4).copy_(&((x.narrow(1, 8, 4) + 1).remainder(VOCAB as i64)));
     let seen = logits(m, &later);
     close(&seen.narrow(1, 0, 8), &whole.narrow(1, 0, 8), 1e-13, &format!("{what}, causality"));
     assert!((seen - whole).abs().max().double_value(&[]) > 1e-6, "{what}: the last tokens are not seen");
@@ -232,7 +232,7 @@ pub fn holds_along_time(m: &Model, what: &str) {
 
 /// Asserts that a model on kernels has walked with them alone, at least once.
 pub fn is_walked_by_kernels(m: &Model, what: &str) {
-    logits(m, &tokens(2, 5));
+    let _ = logits(m, &tokens(2, 5));
     let choices = m.executors().choices();
     assert!(!choices.is_empty(), "{what}: it is carried out step by step");
     assert!(

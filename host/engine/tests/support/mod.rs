@@ -294,7 +294,7 @@ pub fn token_task(vocab: usize, classes: usize) -> TaskIo {
 }
 
 /// A training pass without carry.
-pub const TRAIN: Pass = Pass { train: true, step: 0, seed: 0, micro: 0, carry: false, resets: None };
+pub const TRAIN: Pass = Pass { train: true, step: 0, seed: 0, micro: 0, carry: false, resets: None, scored: None };
 
 /// An evaluating pass without carry.
 pub const EVAL: Pass = Pass { train: false, ..TRAIN };

@@ -129,6 +129,14 @@ fn faults_of_a_file_are_placed_and_named() {
             "zoo/x/recipe.toml:13:1: stop.patience: looks at evaluations during training, but eval.every = 0 makes none; set eval.every",
         ),
         (
+            with("[stop]\nat_least = 0.9"),
+            "zoo/x/recipe.toml:11:1: stop.at_least: needs `metric` beside it; write metric = \"eval/accuracy\"",
+        ),
+        (
+            with("[stop]\nmetric = \"eval/accuracy\""),
+            "zoo/x/recipe.toml:11:1: stop.metric: is expected to reach nothing; add at_most or at_least",
+        ),
+        (
             with("[expect]\nmetric = \"eval/loss\"\npublished = 1.0"),
             "zoo/x/recipe.toml:11:1: expect.metric: is expected to reach nothing; add at_most or at_least",
         ),
@@ -164,7 +172,7 @@ fn faults_of_a_file_are_placed_and_named() {
         ),
         (
             MINIMAL.replace("name = \"associative-update\"\n", ""),
-            "zoo/x/recipe.toml:5:2: task.name: the recipe names no task; there are `associative-capacity`, `associative-update`, `text`",
+            "zoo/x/recipe.toml:5:2: task.name: the recipe names no task; there are `associative-capacity`, `associative-update`, `associative-retrieval`, `mqar`, `parity`, `modular-arithmetic`, `group-words`, `formal-language`, `code-execution`, `list-ops`, `text`",
         ),
         (
             MINIMAL.replace("steps = 100\n", ""),
@@ -548,6 +556,8 @@ on_nonfinite = \"skip\"
 [stop]
 eval_loss_at_most = 0.001
 patience = 11
+metric = \"eval/length_512/accuracy\"
+at_least = 0.99
 
 [expect]
 metric = \"eval/loss\"
@@ -558,8 +568,11 @@ at_most = 0.001
 #[test]
 fn what_is_printed_reads_back_to_the_same() {
     let data = MINIMAL.replace("associative-update", "text").replace("keys = 20", "context = 8\ntrain_fraction = 0.7");
+    let lists =
+        MINIMAL.replace("associative-update", "group-words").replace("keys = 20", "group = \"S3\"\neval_lengths = [8, 16]");
     for (text, overrides) in [
         (MINIMAL.to_string(), sets(&[])),
+        (lists, sets(&["task.eval_lengths=[32]"])),
         (FULL.to_string(), sets(&[])),
         (FULL.to_string(), sets(&["train.seed=5", "update_rule.first.plugin=/a b/libx.so"])),
         (data, Overrides { data: Some("/a b/ü.txt".into()), ..Overrides::default() }),

@@ -30,11 +30,30 @@ config! {
     }
 }
 
+impl Mlstm {
+    /// One step, where `write` makes the new fast weights of the old ones and the gates i' and f'.
+    fn gated(&self, s: &Step, write: impl Fn(Expr, &Expr, &Expr) -> Expr) {
+        let (q, k, _) = s.query_key_value();
+        let log_f = match self.forget {
+            Forget::Sigmoid => s.signal("f").log_sigmoid(),
+            Forget::Exp => s.signal("f"),
+        };
+        let kept = log_f + s.state("m");
+        let m = kept.max(s.signal("i"));
+        let (i, f) = ((s.signal("i") - &m).exp(), (kept - &m).exp());
+        let c = write(s.state("c"), &i, &f);
+        let n = f * s.state("n") + i * k;
+        s.output(c.matvec(&q) / n.dot(&q).abs().max((-&m).exp()));
+        s.set_state("c", c);
+        s.set_state("n", n);
+        s.set_state("m", m);
+    }
+}
+
 impl UpdateRule for Mlstm {
     const NAME: &'static str = "mlstm";
     const CITATION: &'static str = "Beck et al. 2024, arXiv 2405.04517";
-    const OBJECTIVE: &'static str =
-        "-e^i <C k, v> + (1 - f)/2 |C|^2, one gradient step of size 1, before the scale e^m is taken out";
+    const OBJECTIVE: &'static str = "-i' <C k, v> + (1 - f')/2 |C|^2, one gradient step of size 1";
 
     fn signature(&self, dims: Dims) -> Signature {
         Signature::new(dims)
@@ -46,20 +65,17 @@ impl UpdateRule for Mlstm {
     }
 
     fn step(&self, s: &mut Step) {
-        let (q, k, v) = s.query_key_value();
-        let log_f = match self.forget {
-            Forget::Sigmoid => s.signal("f").log_sigmoid(),
-            Forget::Exp => s.signal("f"),
-        };
-        let kept = log_f + s.state("m");
-        let m = kept.max(s.signal("i"));
-        let (i, f) = ((s.signal("i") - &m).exp(), (kept - &m).exp());
-        let c = &f * s.state("c") + &i * outer(v, &k);
-        let n = f * s.state("n") + i * k;
-        s.output(c.matvec(&q) / n.dot(&q).abs().max((-&m).exp()));
-        s.set_state("c", c);
-        s.set_state("n", n);
-        s.set_state("m", m);
+        let (_, k, v) = s.query_key_value();
+        self.gated(s, |c, i, f| f * c + i * outer(&v, &k));
+    }
+
+    const RESTATED: bool = true;
+    fn restated(&self, s: &mut Step) {
+        let (_, k, v) = s.query_key_value();
+        self.gated(s, |c, i, f| {
+            let loss = 0.5 * (1 - f) * c.norm_squared() - i * c.matvec(&k).dot(&v);
+            &c - loss.gradient(&c)
+        });
     }
 }
 

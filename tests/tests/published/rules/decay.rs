@@ -25,7 +25,7 @@ pub fn mamba2(n: &Sizes, groups: usize) -> Rule {
     let rule = rule.parameter("dt_bias", []).parameter("a_log", []).parameter("d", []).state("s", [n.value, n.key]);
     rule.step(|x| {
         let (c, b, value) = (x.vector("c"), x.vector("b"), x.vector("x"));
-        let dt = (x.scalar("dt") + x.scalar("dt_bias")).softplus();
+        let dt = x.activated("dt", |dt| (dt + x.scalar("dt_bias")).softplus());
         let alpha = (-dt * x.scalar("a_log").exp()).exp();
         let s = x.matrix("s").scaled(alpha).plus(&Matrix::outer(&scaled(dt, &value), &b));
         let o = plus(&s.of(&c), &scaled(x.scalar("d"), &value));
@@ -60,7 +60,7 @@ pub fn gla(n: &Sizes, temperature: f64) -> Rule {
     let rule = Rule::new("gla", n).set("temperature", temperature).input(n, "a", [n.key]).state("w", [n.value, n.key]);
     rule.step(move |x| {
         let (q, k, v) = x.qkv();
-        let a = map(&x.vector("a"), |a| a.sigmoid().powf(1.0 / temperature));
+        let a = x.all_activated("a", |_, a| a.sigmoid().powf(1.0 / temperature));
         let w = x.matrix("w").columns_scaled(&a).plus(&Matrix::outer(&v, &k));
         let o = w.of(&q);
         x.set_matrix("w", w);
@@ -71,7 +71,7 @@ pub fn gla(n: &Sizes, temperature: f64) -> Rule {
 /// Qin et al. 2024: `W_t = W_{t-1} Diag(f) + v (1-f)^T`, where the lower bound of `f` in layer l is the sum over layers 2 to l
 /// of the softmax over all layers (Qin et al. 2023, HGRN).
 pub fn hgrn2(n: &Sizes, layers: usize, layer: usize) -> Rule {
-    let rule = Rule::bare("hgrn2", n).option(&format!("--key-dim {} --layers {layers} --layer {layer}", n.key));
+    let rule = Rule::bare("hgrn2", n).option(&format!("--layers {layers} --layer {layer}"));
     let rule = rule.input(n, "q", [n.key]).input(n, "v", [n.value]).input(n, "f", [n.key]);
     rule.shared("bounds", [layers, n.key]).state("w", [n.value, n.key]).step(move |x| {
         let (q, v, bounds) = (x.vector("q"), x.vector("v"), x.matrix("bounds"));
@@ -96,7 +96,7 @@ pub fn rwkv6(n: &Sizes) -> Rule {
         let (q, k, v) = x.qkv();
         let w = x.matrix("w");
         let o = w.plus(&Matrix::outer(&v, &times(&x.vector("u"), &k))).of(&q);
-        let a = map(&x.vector("decay"), |d| (-d.exp()).exp());
+        let a = x.all_activated("decay", |_, d| (-d.exp()).exp());
         x.set_matrix("w", w.columns_scaled(&a).plus(&Matrix::outer(&v, &k)));
         o
     })
@@ -120,24 +120,28 @@ pub fn gsa(n: &Sizes, slots: usize, temperature: f64) -> Rule {
     })
 }
 
-/// Guo et al. 2025, in its recurrent form: the tokens before t lie in buckets of sizes that are powers of two, each with a state.
+/// Guo et al. 2025: the tokens before t = 0, 1, ... lie in buckets of sizes that are powers of two, each with a state.
 ///
-///     S^(0)_t = v k^T;   with l the place of the lowest set bit of t:   S^(l+1)_t = alpha sum_{j <= l} S^(j)_{t-1},
-///     S^(j)_t = 0 for 0 < j <= l and alpha S^(j)_{t-1} for j > l + 1;   o = sum_j lambda_j S^(j)_t q
-pub fn log_linear(n: &Sizes, levels: usize) -> Rule {
-    let rule = Rule::new("log-linear", n).option(&format!("--max-len {}", 1 << (levels - 1)));
+///     S^0_t = v k^T;   with l the place of the lowest set bit of t:   S^(l+1)_t = alpha sum_{j <= l} S^j_{t-1},
+///     S^j_t = 0 for 0 < j <= l and alpha S^j_{t-1} for j > l + 1;   o = sum_j lambda_j S^j_t q
+///
+/// What is older than all tokens or than `max_len` tokens is in the last level.
+pub fn log_linear(n: &Sizes, max_len: usize) -> Rule {
+    // The paper's number of levels, ceil(log2(t + 1) + 1) for the last token, which is t = T - 1.
+    let levels = max_len.next_power_of_two().trailing_zeros() as usize + 1;
+    let rule = Rule::new("log-linear", n).option(&format!("--max-len {max_len}"));
     let rule = rule.input(n, "lambda", [levels]).input(n, "alpha", []).state("s", [levels, n.value, n.key]);
     rule.step(move |x| {
         let (q, k, v) = x.qkv();
         let alpha = x.scalar("alpha").sigmoid();
-        let old: Vec<Matrix> = x.stack("s").iter().map(|s| s.scaled(alpha)).collect();
-        let mut s = old.clone();
-        if x.t > 0 {
-            let l = x.t.trailing_zeros() as usize;
-            s[l + 1] = old[..=l].iter().fold(Matrix::zeros(v.len(), k.len()), |sum, s| sum.plus(s));
-            s[1..=l].iter_mut().for_each(|s| *s = Matrix::zeros(v.len(), k.len()));
-        }
-        s[0] = Matrix::outer(&v, &k);
+        let mut s: Vec<Matrix> = x.stack("s").iter().map(|s| s.scaled(alpha)).collect();
+        let last = levels - 1;
+        let into = if x.t == 0 { last } else { last.min(x.t.trailing_zeros() as usize + 1) };
+        let empty = Matrix::zeros(v.len(), k.len());
+        let sum = s[..=into].iter().fold(empty.clone(), |sum, s| sum.plus(s));
+        s[..into].iter_mut().for_each(|s| *s = empty.clone());
+        s[into] = sum;
+        s[0] = s[0].plus(&Matrix::outer(&v, &k));
         let lambda = map(&x.vector("lambda"), Dual::softplus);
         let parts = s.iter().zip(&lambda).map(|(s, lambda)| scaled(*lambda, &s.of(&q)));
         let o = parts.reduce(|a, b| plus(&a, &b)).expect("a level");

@@ -10,7 +10,7 @@ pub fn delta(n: &Sizes, scale: f64) -> Rule {
     rule.step(move |x| {
         let (q, k, v) = x.qkv();
         let w = x.matrix("w");
-        let change = scaled(scale * x.scalar("beta").sigmoid(), &minus(&v, &w.of(&k)));
+        let change = scaled(x.activated("beta", |b| scale * b.sigmoid()), &minus(&v, &w.of(&k)));
         let w = w.plus(&Matrix::outer(&change, &k));
         let o = w.of(&q);
         x.set_matrix("w", w);
@@ -57,7 +57,7 @@ pub fn fwm(n: &Sizes, output_norm: bool, eps: f64) -> Rule {
 
 /// `exp(-exp(a_log) softplus(alpha + dt_bias))`, as in Mamba.
 fn mamba_decay(x: &Head) -> Dual {
-    (-x.scalar("a_log").exp() * (x.scalar("alpha") + x.scalar("dt_bias")).softplus()).exp()
+    x.activated("alpha", |alpha| (-x.scalar("a_log").exp() * (alpha + x.scalar("dt_bias")).softplus()).exp())
 }
 
 /// Yang, Kautz, Hatamizadeh 2024, Eq. 10: `W_t = alpha W_{t-1} (I - beta k k^T) + beta v k^T`.
@@ -69,8 +69,8 @@ pub fn gated_delta(n: &Sizes, decay: &'static str, scale: f64) -> Rule {
     }
     rule.step(move |x| {
         let (q, k, v) = x.qkv();
-        let alpha = if decay == "softplus" { mamba_decay(x) } else { x.scalar("alpha").sigmoid() };
-        let beta = scale * x.scalar("beta").sigmoid();
+        let alpha = if decay == "softplus" { mamba_decay(x) } else { x.activated("alpha", Dual::sigmoid) };
+        let beta = x.activated("beta", |b| scale * b.sigmoid());
         let s = x.matrix("w").scaled(alpha);
         let w = s.minus(&Matrix::outer(&s.of(&k), &k).scaled(beta)).plus(&Matrix::outer(&v, &k).scaled(beta));
         let o = w.of(&q);
@@ -81,8 +81,7 @@ pub fn gated_delta(n: &Sizes, decay: &'static str, scale: f64) -> Rule {
 
 /// `exp(-exp(a_log) softplus(a + dt_bias))`, a number a feature.
 fn vector_decay(x: &Head) -> Vector {
-    let rate = x.scalar("a_log").exp();
-    map(&plus(&x.vector("a"), &x.vector("dt_bias")), |a| (-rate * a.softplus()).exp())
+    x.all_activated("a", |i, a| (-x.scalar("a_log").exp() * (a + x.vector("dt_bias")[i]).softplus()).exp())
 }
 
 /// Kimi Team 2025: `S = W_{t-1} Diag(a)`, `W_t = S + beta (v - S k) k^T`.
@@ -91,7 +90,7 @@ pub fn kda(n: &Sizes, scale: f64) -> Rule {
     rule.parameter("a_log", []).parameter("dt_bias", [n.key]).state("w", [n.value, n.key]).step(move |x| {
         let (q, k, v) = x.qkv();
         let s = x.matrix("w").columns_scaled(&vector_decay(x));
-        let w = s.plus(&Matrix::outer(&minus(&v, &s.of(&k)), &k).scaled(scale * x.scalar("beta").sigmoid()));
+        let w = s.plus(&Matrix::outer(&minus(&v, &s.of(&k)), &k).scaled(x.activated("beta", |b| scale * b.sigmoid())));
         let o = w.of(&q);
         x.set_matrix("w", w);
         o
@@ -103,7 +102,7 @@ pub fn gdn2(n: &Sizes) -> Rule {
     let rule = Rule::new("gdn2", n).input(n, "a", [n.key]).input(n, "erase", [n.key]).input(n, "admit", [n.value]);
     rule.parameter("a_log", []).parameter("dt_bias", [n.key]).state("w", [n.value, n.key]).step(|x| {
         let (q, k, v) = x.qkv();
-        let (erase, write) = (map(&x.vector("erase"), Dual::sigmoid), map(&x.vector("admit"), Dual::sigmoid));
+        let (erase, write) = (x.all_activated("erase", |_, b| b.sigmoid()), x.all_activated("admit", |_, w| w.sigmoid()));
         let s = x.matrix("w").columns_scaled(&vector_decay(x));
         let w = s.plus(&Matrix::outer(&minus(&times(&write, &v), &s.of(&times(&erase, &k))), &k));
         let o = w.of(&q);
@@ -155,16 +154,18 @@ pub fn deltaproduct(n: &Sizes, steps: usize, gated: bool, scale: f64) -> Rule {
 ///
 ///     W_t = W_{t-1} Diag(d) - (W_{t-1} kap) (a .* kap)^T + v kt^T,   o = W_t q,   bonus = <q, r_k .* kt> v
 ///     kap = l2(k .* k_k),   kt = k .* (1 + (a - 1) .* k_a),   a = sigmoid(.),   d = exp(-e^(-1/2) sigmoid(.))
-pub fn rwkv7(n: &Sizes) -> Rule {
-    let rule = Rule::new("rwkv7", n).input(n, "a", [n.key]).input(n, "decay", [n.key]).extra("bonus", [n.value]);
+///
+/// `eps` is added under the root of the length of kap.
+pub fn rwkv7(n: &Sizes, eps: f64) -> Rule {
+    let rule = Rule::new("rwkv7", n).set("eps", eps).input(n, "a", [n.key]).input(n, "decay", [n.key]).extra("bonus", [n.value]);
     let rule = ["k_k", "k_a", "r_k"].iter().fold(rule, |rule, name| rule.parameter(name, [n.key]));
-    rule.state("w", [n.value, n.key]).step(|x| {
+    rule.state("w", [n.value, n.key]).step(move |x| {
         let (q, k, v) = x.qkv();
-        let a = map(&x.vector("a"), Dual::sigmoid);
-        let kap = unit(&times(&k, &x.vector("k_k")), 0.0);
+        let a = x.all_activated("a", |_, a| a.sigmoid());
+        let kap = unit(&times(&k, &x.vector("k_k")), eps);
         let factor = map(&times(&map(&a, |a| a - 1.0), &x.vector("k_a")), |y| 1.0 + y);
         let kt = times(&k, &factor);
-        let d = map(&x.vector("decay"), |d| (-(-0.5_f64).exp() * d.sigmoid()).exp());
+        let d = x.all_activated("decay", |_, d| (-(-0.5_f64).exp() * d.sigmoid()).exp());
         let w = x.matrix("w");
         let removed = Matrix::outer(&w.of(&kap), &times(&a, &kap));
         let w = w.columns_scaled(&d).minus(&removed).plus(&Matrix::outer(&v, &kt));

@@ -23,7 +23,7 @@ pub fn oja(n: &Sizes, eps: f64) -> Rule {
 ///     G_t = g G_{t-1} + beta v k^T,   H_t = g H_{t-1} + beta k k^T,   o = G_t (H_t + Lambda)^-1 q,   Lambda = softplus(.) + 1/4
 pub fn mesa(n: &Sizes) -> Rule {
     let rule = Rule::new("mesa", n).input(n, "gamma", []).input(n, "beta", []).parameter("lambda", [n.key]);
-    rule.state("g", [n.value, n.key]).state("h", [n.key, n.key]).step(|x| {
+    rule.state("g", [n.value, n.key]).state("h", [n.key, n.key]).symmetric("h").step(|x| {
         let (q, k, v) = x.qkv();
         let (gamma, beta) = (x.scalar("gamma").sigmoid(), x.scalar("beta").sigmoid());
         let g = x.matrix("g").scaled(gamma).plus(&Matrix::outer(&v, &k).scaled(beta));
@@ -54,19 +54,14 @@ fn with_layer_norm(x: &[Dual], z: &[Dual], gain: &[Dual], bias: &[Dual], eps: f6
     plus(x, &plus(&times(gain, &standardised(z, eps).0), bias))
 }
 
-/// Hendrycks and Gimpel's approximation, which the paper's code uses.
+/// `x Phi(x)`; the authors' code has its approximation by a tanh.
 fn gelu(x: Dual) -> Dual {
-    0.5 * x * (1.0 + gelu_argument(x).tanh())
-}
-
-fn gelu_argument(x: Dual) -> Dual {
-    (2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)
+    x * x.normal_below()
 }
 
 /// The derivative of [`gelu`].
 fn gelu_slope(x: Dual) -> Dual {
-    let t = gelu_argument(x).tanh();
-    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * (2.0 / PI).sqrt() * (1.0 + 3.0 * 0.044715 * x * x)
+    x.normal_below() + x * (-0.5 * x * x).exp() / (2.0 * PI).sqrt()
 }
 
 /// The layers' weights and biases of an inner model.
@@ -86,7 +81,7 @@ pub fn ttt(plugin: &str, n: &Sizes, batch: usize, rate: f64, eps: f64) -> Rule {
     let mlp = plugin == "ttt-mlp";
     let d = n.key;
     let names = if mlp { vec![("w1", "b1", 4 * d, d), ("w2", "b2", d, 4 * d)] } else { vec![("w", "b", d, d)] };
-    let mut rule = Rule::new(plugin, n).set("batch", batch).set("rate", rate).input(n, "eta", []);
+    let mut rule = Rule::new(plugin, n).set("batch", batch).set("rate", rate).set("norm_eps", eps).input(n, "eta", []);
     rule = rule.parameter("gain", [d]).parameter("bias", [d]).between("gain", 0.5, 1.5);
     for &(w, b, rows, columns) in &names {
         rule = rule.parameter(&format!("{w}_0"), [rows, columns]).parameter(&format!("{b}_0"), [rows]);
@@ -153,7 +148,8 @@ pub fn titans(n: &Sizes, depth: usize, hidden_factor: usize, rate: f64) -> Rule 
     rule = ["alpha", "eta", "theta"].iter().fold(rule, |rule, name| rule.input(n, name, []));
     let gates = |x: &Head| (x.scalar("alpha").sigmoid(), x.scalar("eta").sigmoid(), x.scalar("theta").sigmoid());
     if depth == 1 {
-        return rule.state("w", [n.value, n.key]).state("u", [n.value, n.key]).step(move |x| {
+        rule = rule.state("w", [n.value, n.key]).state("u", [n.value, n.key]).parameter("w_0", [n.value, n.key]);
+        return rule.start(|x| x.set_matrix("w", x.matrix("w_0"))).step(move |x| {
             let (q, k, v) = x.qkv();
             let (alpha, eta, theta) = gates(x);
             let w = x.matrix("w");

@@ -66,9 +66,9 @@ pub fn delta_lstm(n: &Sizes) -> Rule {
 
 /// Irie et al. 2022: `[y, q, k, b] = W_{t-1} x`; each part i of W: `W_i <- W_i + sigmoid(b_i) (W_i q - W_i k) k^T`, with q and k
 /// through a softmax.
-pub fn srwm(n: &Sizes, input_softmax: bool, rate_bias: f64) -> Rule {
+pub fn srwm(n: &Sizes, input_softmax: bool) -> Rule {
     let d = n.value;
-    let rule = Rule::bare("srwm", n).set("input_softmax", input_softmax).set("rate_bias", rate_bias);
+    let rule = Rule::bare("srwm", n).set("input_softmax", input_softmax);
     let rule = rule.option(&format!("--key-dim {d} --value-dim {d}"));
     let rule = rule.input(n, "x", [d]).parameter("w_0", [3 * d + 4, d]).state("w", [3 * d + 4, d]);
     rule.start(|x| x.set_matrix("w", x.matrix("w_0"))).step(move |x| {

@@ -233,12 +233,11 @@ impl<'a> Decayed<'a> {
     ) -> Result<PlainGradients> {
         let right = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(1, 0, rows.right)?) };
         let mut sees = g.sees.f_masked_fill_(&k.hidden, 0)?;
-        // Pairs at one place have no decay between them: they stay out of the decays' gradients,
+        // Pairs without a decay between them stay out of the decays' gradients,
         // which would else be small differences of large sums where everything else has decayed away.
-        let same = right(&sight.paths.same()?.f_to_kind(self.affine.grid.kind)?.f_unsqueeze(0)?)?;
-        let close = sees.f_mul(&same)?;
+        let close = sees.f_mul(&right(&sight.paths.close.f_to_kind(self.affine.grid.kind)?.f_unsqueeze(0)?)?)?;
         sees = sees.f_sub_(&close)?;
-        let at_end = sight.paths.writes.f_eq(sight.paths.end)?.f_reshape([1, -1, 1])?;
+        let at_end = sight.paths.close_to_end.f_reshape([1, -1, 1])?;
         let to_start = both(Some(k.half.shallow_clone()), sight.start.as_ref().map(right).transpose()?.as_ref())?;
         let to_end = both(Some(k.half.shallow_clone()), sight.end.as_ref())?;
         let mut d_rows = times(&g.start, to_start.as_ref())?.f_baddbmm_(&sees, &k.written)?;
