@@ -18,7 +18,7 @@ use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
 use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
-use crate::model::init;
+use crate::model::{init, with_maps_inside};
 use crate::shim;
 use crate::train::tensors::{HostTensor, from_safetensors, to_safetensors};
 
@@ -133,7 +133,7 @@ pub fn apply_in_layer(
     let programs = alone(rule, map, heads as usize);
     let slot = Arc::new(Slot::new(&programs.slots[0])?);
     let mut table = Table::default();
-    let specs = programs.parameters()?;
+    let specs = with_maps_inside(&programs)?.parameters()?;
     for name in file.keys().filter_map(|n| n.strip_prefix("param.")) {
         let paths: Vec<String> = specs.iter().map(parameter_name).collect();
         ensure!(

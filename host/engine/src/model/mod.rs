@@ -157,6 +157,19 @@ impl Model {
     }
 }
 
+/// The programs with each rule as it is run, the feature map inside where its step asks for it: parameters say by number which of
+/// a program's functions draws them.
+///
+/// # Errors
+/// A feature map without the function that a rule asks for.
+pub fn with_maps_inside(programs: &ModelPrograms) -> Result<ModelPrograms> {
+    let mut out = programs.clone();
+    for slot in &mut out.slots {
+        slot.rule = fwp_program::with_feature_map(&slot.rule, &slot.map)?;
+    }
+    Ok(out)
+}
+
 /// An output that does not depend on the inputs still has the batch's sizes.
 fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
     if v.lead.batch {
@@ -164,16 +177,6 @@ fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
     }
     let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
     Ok(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?)
-}
-
-/// The programs with each rule as it is run, the feature map inside where its step asks for it: parameters say by number which of
-/// a program's functions draws them.
-fn with_maps_inside(programs: &ModelPrograms) -> Result<ModelPrograms> {
-    let mut out = programs.clone();
-    for slot in &mut out.slots {
-        slot.rule = fwp_program::with_feature_map(&slot.rule, &slot.map)?;
-    }
-    Ok(out)
 }
 
 fn source(composed: &Composed, source: Source) -> &Prepared {

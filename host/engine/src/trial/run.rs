@@ -19,7 +19,7 @@ use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
 use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
-use crate::model::init;
+use crate::model::{init, with_maps_inside};
 use crate::shim;
 
 /// Steps before the first, where states are given.
@@ -106,7 +106,7 @@ impl Subject {
         ensure!(heads > 0 && key > 0 && value > 0, "heads, key and value have at least one element");
         let programs = apply::alone(rule, map, heads);
         let slot = Arc::new(Slot::new(&programs.slots[0])?);
-        let specs = programs.parameters()?;
+        let specs = with_maps_inside(&programs)?.parameters()?;
         Ok(Subject {
             sizes: name.to_string(),
             rule: rule.clone(),
