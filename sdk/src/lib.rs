@@ -65,7 +65,10 @@ pub mod program;
 pub mod testing;
 
 pub use config::Config;
-pub use part::{Ask, FeatureMap, Memories, Normalisation, Normalise, Part, PartInfo, Request, SlowNet, UpdateRule};
+pub use part::{
+    Ask, FeatureMap, Memories, NEEDS_FAST_WEIGHTS, NO_FAST_WEIGHTS, Normalisation, Normalise, Part, PartInfo, Request, SlowNet,
+    UpdateRule,
+};
 
 #[doc(hidden)]
 pub use abi_stable;

@@ -197,6 +197,8 @@ impl SlowNet for Draws {
             net.parameter("normal", &[300, 200], Init::normal(0.5)),
             net.parameter("uniform", &[300, 200], Init::uniform(2.0)),
             net.parameter("glorot", &[300, 200], Init::xavier_uniform()),
+            net.parameter("rates", &[300, 200], Init::log_of_uniform(1.0, 16.0)),
+            net.parameter("steps", &[300, 200], Init::step_sizes(1e-3, 1e-1)),
             net.fixed("orthogonal", &[600, 8], Init::program(|r, s| r.orthogonal(s[0], s[1]))),
             net.fixed("ragged", &[5, 3], Init::program(|r, s| r.orthogonal(s[0], s[1]))),
         ];
@@ -220,6 +222,12 @@ fn draws_have_their_distributions() {
     let bound = (6.0f64 / 500.0).sqrt();
     let largest = p("glorot").abs().max().double_value(&[]);
     assert!(largest <= bound && largest > 0.99 * bound, "Glorot and Bengio's bound");
+    let rates = p("rates").exp();
+    assert!(rates.min().double_value(&[]) >= 1.0 - 1e-12 && rates.max().double_value(&[]) < 16.0 + 1e-12);
+    assert!((mean(&rates) - 8.5).abs() < 0.07, "rates of decay");
+    let steps = p("steps").exp().log1p().log();
+    assert!(steps.min().double_value(&[]) > 1e-3f64.ln() - 1e-9 && steps.max().double_value(&[]) < 1e-1f64.ln() + 1e-9);
+    assert!((mean(&steps) - 1e-2f64.ln()).abs() < 0.022, "logarithms of step sizes");
 
     // Blocks of n rows are orthogonal; lengths are those of Gaussian vectors, directions uniform.
     let rows = p("orthogonal");

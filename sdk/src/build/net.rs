@@ -12,6 +12,7 @@ use super::expr::Expr;
 use super::graph::{Graph, Shared, constants, mistake};
 use super::init::Init;
 use super::tidy::tidy;
+use crate::part::NEEDS_FAST_WEIGHTS;
 
 /// What a task's input holds at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -264,12 +265,21 @@ impl Net {
         self.graph.node(Op::Attention { scale, causal, window }, &[q, k, v])
     }
 
+    /// As [`Net::attention`], causal, where a step sees only steps of its own `part`, an integer [] along the axis of the others.
+    #[track_caller]
+    pub fn attention_within(&self, q: &Expr, k: &Expr, v: &Expr, scale: f64, window: usize, part: &Expr) -> Expr {
+        self.graph.node(Op::Attention { scale, causal: true, window }, &[q, k, v, part])
+    }
+
     /// The slot with this name.
     #[track_caller]
     pub fn slot(&self, name: &str) -> SlotInterface {
         let slots = &self.context.slots;
         if let Some(slot) = slots.iter().find(|s| s.name == name) {
             return slot.clone();
+        }
+        if slots.is_empty() {
+            mistake(NEEDS_FAST_WEIGHTS);
         }
         let names: Vec<&str> = slots.iter().map(|s| s.name.as_str()).collect();
         mistake(format!("there is no fast-weight slot `{name}`; the recipe has {}", names.join(", ")))
@@ -280,6 +290,9 @@ impl Net {
     pub fn slot_of_layer(&self, layer: usize) -> SlotInterface {
         let layers = &self.context.layers;
         let listed = layers.iter().find(|(_, l)| l.as_ref().is_some_and(|l| l.contains(&layer)));
+        if layers.is_empty() {
+            mistake(NEEDS_FAST_WEIGHTS);
+        }
         match listed.or_else(|| layers.iter().find(|(_, l)| l.is_none())) {
             Some((name, _)) => self.slot(name),
             None => mistake(format!("no update rule of the recipe covers layer {layer}")),

@@ -49,6 +49,14 @@ macro_rules! operators {
                 &[ $( ($pcode, $pname), )* $( ($code, $name), )* ]
             }
 
+            /// Every operator's code and its attributes as `name: type`, in the order of the byte format.
+            pub fn layouts() -> Vec<(u16, Vec<String>)> {
+                vec![
+                    $( ($pcode, Vec::new()), )*
+                    $( ($code, vec![ $( concat!(stringify!($field), ": ", stringify!($ty)).to_string() ),* ]), )*
+                ]
+            }
+
             pub(super) fn write(&self, w: &mut Writer) {
                 w.u16(self.code());
                 match self {
@@ -285,6 +293,7 @@ operators! {
         /// Delayed by `steps` along the axis, zeros before the first step.
         0x0510 Shift "shift" { steps: usize },
         /// Softmax attention: queries `[h, d]`, keys `[g, d]`, values `[g, e]` with g a divisor of h; `window` 0 is unbounded.
+        /// A fourth operand, integers along the one axis of all, parts the sequence: a step sees the steps of its own number.
         0x0511 Attention "attention" { scale: f64, causal: bool, window: usize },
         /// Zero with probability p while training, else x / (1 - p).
         0x0512 Dropout "dropout" { p: f64 },

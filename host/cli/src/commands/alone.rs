@@ -31,6 +31,8 @@ pub struct Programs {
     pub map: Option<Vec<u8>>,
     /// What was noticed and stops nothing.
     pub notices: Vec<String>,
+    /// The sizes that they are for.
+    pub dims: Dims,
 }
 
 impl Alone {
@@ -81,7 +83,22 @@ impl Alone {
     ///
     /// # Errors
     /// A part that refuses, or whose program cannot be used.
-    pub async fn describe(&self, mut dims: Dims) -> Result<Programs, Failure> {
+    pub async fn describe(&self, dims: Dims) -> Result<Programs, Failure> {
+        self.programs(dims, false).await
+    }
+
+    /// Describes both for these sizes, or with values as long as keys where the rule wants them so.
+    ///
+    /// # Errors
+    /// As [`Alone::describe`], for these sizes.
+    pub async fn describe_or_square(&self, dims: Dims) -> Result<Programs, Failure> {
+        match self.programs(dims, false).await {
+            Ok(programs) => Ok(programs),
+            Err(failure) => self.programs(dims, true).await.map_err(|_| failure),
+        }
+    }
+
+    async fn programs(&self, mut dims: Dims, square: bool) -> Result<Programs, Failure> {
         let mut notices = Vec::new();
         let mut map_bytes = None;
         if let Some(map) = &self.map {
@@ -92,9 +109,12 @@ impl Alone {
             checked(Kind::FeatureMap, map, &bytes, &mut notices)?;
             map_bytes = Some(bytes);
         }
+        if square {
+            dims.value = dims.key;
+        }
         let rule = self.ask(&self.rule, &self.rule_config, Ask::Rule { dims }).await?;
         checked(Kind::UpdateRule, &self.rule, &rule, &mut notices)?;
-        Ok(Programs { rule, map: map_bytes, notices })
+        Ok(Programs { rule, map: map_bytes, notices, dims })
     }
 
     async fn ask(&self, part: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Vec<u8>, Failure> {

@@ -183,21 +183,21 @@ impl Check {
         let sizes = if self.quick { &SIZES[..2] } else { &SIZES[..] };
         let (mut described, mut first, mut notices) = (Vec::new(), None, Vec::new());
         for (name, heads, key, value) in sizes {
-            let (rule, map) =
-                match alone.describe(Dims { heads: *heads, key_raw: *key, key: *key, value: *value, ..Dims::ONE }).await {
-                    Ok(programs) => {
-                        notices.extend(programs.notices);
-                        let rule = folder.write(&format!("update-rule-{name}.fwp"), &programs.rule)?;
-                        let map = programs.map.map(|m| folder.write(&format!("feature-map-{name}.fwp"), &m)).transpose()?;
-                        (json!({ "Ok": rule }), map)
-                    }
-                    // A rule may want square fast weights, say: it is checked for the sizes that it takes.
-                    Err(failure) => {
-                        let why = json!({ "Err": failure.to_string() });
-                        first.get_or_insert(failure);
-                        (why, None)
-                    }
-                };
+            let wanted = Dims { heads: *heads, key_raw: *key, key: *key, value: *value, ..Dims::ONE };
+            let (rule, map, value) = match alone.describe_or_square(wanted).await {
+                Ok(programs) => {
+                    notices.extend(programs.notices);
+                    let rule = folder.write(&format!("update-rule-{name}.fwp"), &programs.rule)?;
+                    let map = programs.map.map(|m| folder.write(&format!("feature-map-{name}.fwp"), &m)).transpose()?;
+                    (json!({ "Ok": rule }), map, programs.dims.value)
+                }
+                // A rule is checked for the sizes that it takes.
+                Err(failure) => {
+                    let why = json!({ "Err": failure.to_string() });
+                    first.get_or_insert(failure);
+                    (why, None, *value)
+                }
+            };
             described.push(json!({ "name": name, "heads": heads, "key": key, "value": value, "rule": rule, "map": map }));
         }
         // One that takes none of them cannot be checked, and says best itself why.

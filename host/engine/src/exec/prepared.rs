@@ -49,6 +49,8 @@ pub struct ReadWrite {
     pub apart: Separation,
     /// The write, scheduled.
     pub write: Arc<StepPlan>,
+    /// The read along a sequence, scheduled; none where something asks for the index of a step, which a read does not have.
+    pub read: Option<Arc<StepPlan>>,
 }
 
 /// A slot: feature map and update rule.
@@ -182,7 +184,9 @@ fn effective(rule: &Program) -> Option<Function> {
 fn separate(rule: &Prepared) -> Result<ReadWrite, String> {
     let apart = fwp_program::separate(&rule.program).map_err(|e| e.to_string())?;
     let write = StepPlan::new(&rule.program, apart.write.clone(), declared(&rule.program))?;
-    Ok(ReadWrite { write: Arc::new(write), apart })
+    let read = super::plan::read_along(&rule.program, &apart)?;
+    let read = (!read.uses_index).then(|| Arc::new(read));
+    Ok(ReadWrite { write: Arc::new(write), read, apart })
 }
 
 /// All programs of a model, ready to run.

@@ -4,6 +4,7 @@ mod cell;
 mod ending;
 pub mod init;
 mod net;
+mod unfold;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 use crate::exec::choose::{Executor, Executors, Policy};
 use crate::exec::evaluate;
 use crate::exec::prepared::{Composed, Prepared};
-use crate::exec::value::{Datum, Lead, Precision, Value};
+use crate::exec::value::{Datum, Lead, Precision, Value, expanded};
 use crate::train::{Output, Parameter, Pass, TrainModel};
 
 /// What one call of a model leaves for the next: states of fast weights and cells, rings of convolutions and windows, positions.
@@ -100,7 +101,7 @@ impl Model {
         }
         // Cells are put in whole, so a panic elsewhere leaves nothing half done.
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Cell::new(&self.composed.net, function, states).map(Arc::new);
+        let made = || Cell::new(&self.composed, function, states).map(Arc::new);
         cells.entry((function, states)).or_insert_with(made).clone()
     }
 
@@ -157,7 +158,7 @@ fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
         return Ok(v.tensor.shallow_clone());
     }
     let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
-    Ok(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?)
+    Ok(expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?)
 }
 
 fn source(composed: &Composed, source: Source) -> &Prepared {

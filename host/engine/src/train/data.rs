@@ -10,7 +10,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::model::Scored;
+use crate::exec::loss::losses;
 use crate::shim::ShimError;
+use crate::shim::loss::Which;
 
 /// How many batches may wait: one that is next, and one that is being made.
 const AHEAD: usize = 2;
@@ -183,18 +185,34 @@ fn place(tensor: Result<Tensor, tch::TchError>, shape: &[usize], device: Device)
     Ok(tensor.map_err(ShimError::from)?)
 }
 
-/// The sums that make up a loss.
+/// The loss of a batch.
 pub(super) struct Sums {
     /// `sum(weight * loss)`, in the graph.
     pub(super) loss: Tensor,
     /// `sum(weight)`.
-    pub(super) weight: Tensor,
+    pub(super) weight: Weight,
 }
 
-/// Outputs `[..., values]` at the positions of the target symbols `[...]`, and their type for sums.
-///
-/// The type is float32 at least, whatever that of the outputs.
-fn matched(output: &Tensor, batch: &Tensors) -> anyhow::Result<(Tensor, Kind)> {
+/// What all positions of a batch weigh together.
+pub(super) enum Weight {
+    /// One each.
+    Count(f64),
+    /// The sum of their weights.
+    Sum(Tensor),
+}
+
+impl Sums {
+    /// The mean loss over so many batches, of which this is one.
+    pub(super) fn mean(&self, batches: f64) -> Result<Tensor, ShimError> {
+        Ok(match &self.weight {
+            Weight::Count(n) => self.loss.f_div_scalar(n * batches)?,
+            Weight::Sum(sum) => self.loss.f_div(sum)?.f_div_scalar(batches)?,
+        })
+    }
+}
+
+/// Outputs `[..., values]` at the positions of the target symbols `[...]`, in float32 at least.
+fn matched(output: &Tensor, batch: &Tensors) -> anyhow::Result<Tensor> {
     let output = batch.at_targets(output)?;
     let size = output.size();
     let expected = batch.targets.size();
@@ -202,8 +220,7 @@ fn matched(output: &Tensor, batch: &Tensors) -> anyhow::Result<(Tensor, Kind)> {
         size.len() == expected.len() + 1 && size[..expected.len()] == expected[..],
         "the slow net's output has the shape {size:?}, the targets have {expected:?}: expected one axis more, for the values"
     );
-    let kind = if output.f_kind().map_err(ShimError::from)? == Kind::Double { Kind::Double } else { Kind::Float };
-    Ok((output.f_to_kind(kind).map_err(ShimError::from)?, kind))
+    Ok(wide(&output)?)
 }
 
 /// Compares outputs `[..., values]` with target symbols `[...]`.
@@ -212,29 +229,28 @@ fn matched(output: &Tensor, batch: &Tensors) -> anyhow::Result<(Tensor, Kind)> {
 ///
 /// Shapes that do not fit, or a target beyond the last output.
 pub(super) fn compare(loss: Loss, output: &Tensor, batch: &Tensors) -> anyhow::Result<Sums> {
-    let (output, kind) = matched(output, batch)?;
-    let work = || -> Result<Sums, tch::TchError> {
-        let index = batch.targets.f_unsqueeze(-1)?;
-        let each = match loss {
-            Loss::CrossEntropy => output.f_log_softmax(-1, kind)?.f_gather(-1, &index, false)?.f_squeeze_dim(-1)?.f_neg()?,
-            Loss::HalfSquaredError => {
-                // Not scatter_value: in this binding a refused call with a number in it panics.
-                let ones = index.f_to_kind(kind)?.f_ones_like()?;
-                let target = output.f_zeros_like()?.f_scatter(-1, &index, &ones)?;
-                let difference = output.f_sub(&target)?;
-                difference.f_square()?.f_sum_dim_intlist(-1, false, kind)?.f_mul_scalar(0.5)?
-            }
-        };
-        let total = batch.targets.numel() as f64;
-        Ok(match &batch.weights {
-            Some(weights) => {
-                let weights = weights.f_to_kind(kind)?;
-                Sums { loss: each.f_mul(&weights)?.f_sum(kind)?, weight: weights.f_sum(kind)? }
-            }
-            None => Sums { loss: each.f_sum(kind)?, weight: Tensor::f_full([0i64; 0], total, (kind, output.device()))? },
-        })
+    let output = matched(output, batch)?;
+    let weights = weights(batch, &output)?;
+    let which = match loss {
+        Loss::CrossEntropy => Which::CrossEntropy,
+        Loss::HalfSquaredError => Which::HalfSquaredError,
     };
-    Ok(work().map_err(ShimError::from)?)
+    let loss = losses(which, &output, &batch.targets, weights.as_ref())?;
+    let weight = match weights {
+        Some(weights) => Weight::Sum(weights.f_sum(output.kind()).map_err(ShimError::from)?),
+        None => Weight::Count(batch.targets.numel() as f64),
+    };
+    Ok(Sums { loss, weight })
+}
+
+/// In float32 at least.
+fn wide(output: &Tensor) -> Result<Tensor, ShimError> {
+    let kind = if output.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+    Ok(output.f_to_kind(kind)?)
+}
+
+fn weights(batch: &Tensors, output: &Tensor) -> Result<Option<Tensor>, ShimError> {
+    Ok(batch.weights.as_ref().map(|w| w.f_to_kind(output.kind())).transpose()?)
 }
 
 /// The numbers of [`Counts`] in their order there, float64 `[6]`; `usual` is the target that
@@ -244,7 +260,7 @@ pub(super) fn compare(loss: Loss, output: &Tensor, batch: &Tensors) -> anyhow::R
 ///
 /// Shapes that do not fit.
 pub(super) fn count(output: &Tensor, batch: &Tensors, usual: Option<i64>) -> anyhow::Result<Tensor> {
-    let (output, _) = matched(output, batch)?;
+    let output = matched(&output.detach(), batch)?;
     let rows = Tensor::from_slice(&batch.row_of_each());
     let work = || -> Result<Tensor, tch::TchError> {
         let (double, device) = (Kind::Double, output.device());
@@ -291,7 +307,9 @@ mod tests {
 
     fn mean(sums: &Sums) -> f64 {
         let read = |t: &Tensor| f64::try_from(t).unwrap();
-        read(&sums.loss) / read(&sums.weight)
+        let mean = read(&sums.mean(1.).unwrap());
+        assert_eq!(read(&sums.mean(2.).unwrap()), mean / 2.);
+        mean
     }
 
     /// Three sequences of four positions; the last of them is padding alone.

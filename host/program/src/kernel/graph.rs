@@ -128,6 +128,8 @@ pub enum Leaf {
     StateGradient(usize),
     /// A value that the step forwards has stored for the step backwards.
     Saved(usize),
+    /// A value that an earlier stratum of the step back hands on.
+    Handed(usize),
 }
 
 /// A node.

@@ -6,6 +6,7 @@ use super::adapt;
 use super::axes::{self, Axes};
 use super::form::InStep;
 use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
+use super::strata::Strata;
 use crate::adjoint::{types, with_adjoint};
 use crate::graph::sizes;
 
@@ -37,6 +38,8 @@ pub struct Lowered {
     pub undo: Vec<Option<Id>>,
     /// States of several axes after the step, from those before it and saved values.
     pub again: Vec<Option<Id>>,
+    /// Parts of the step back; one before `strata::divide`.
+    pub strata: Strata,
 }
 
 struct Lowering<'a> {
@@ -144,6 +147,7 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
         saved: Vec::new(),
         undo,
         again: Vec::new(),
+        strata: Strata::default(),
         graph: l.graph,
     })
 }

@@ -21,6 +21,8 @@ pub enum Dest {
     Kept(usize),
     /// Stored for the step backwards.
     Saved(usize),
+    /// Handed on to later strata of the step back.
+    Handed(usize),
     /// Gradient of an argument.
     Argument(usize),
     /// Left factor of the gradient of an argument.

@@ -168,26 +168,32 @@ impl Driver<'_> {
         self.kept_copies.clear();
         self.allocate_copies();
         let (given, gradients) = self.gradients();
-        let mut back = Vec::new();
+        let strata = &self.low.strata;
+        let mut back: Vec<Vec<Output>> = vec![Vec::new(); strata.count];
         for (i, n) in self.low.state_gradients.iter().enumerate() {
-            back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
+            back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
         }
         for (i, n) in self.low.undo.iter().enumerate() {
             if let Some(n) = n {
-                back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
+                back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
             }
         }
         for (i, g) in given.iter().enumerate() {
             match (g, self.low.argument_gradients[i]) {
                 (Given::Steps | Given::Summed(_), Some(n)) => {
-                    back.push(Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) });
+                    let output = Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) };
+                    back[strata.arguments[i]].push(output);
                 }
                 (Given::Factors { left, right, axes }, _) => {
-                    back.push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
-                    back.push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
+                    let of = self.low.factors.iter().position(|f| f.0 == i).map_or([0, 0], |k| strata.factors[k]);
+                    back[of[0]].push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
+                    back[of[1]].push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
                 }
                 _ => {}
             }
+        }
+        for (k, h) in strata.handed.iter().enumerate() {
+            back[h.stratum].push(Output { node: h.node, axes: self.g().axes(h.node).to_vec(), dest: Dest::Handed(k) });
         }
         let again = self.routine(self.outputs(false, &self.low.again), &given)?;
         let again_text = if self.low.again.iter().any(Option::is_some) {
@@ -195,9 +201,14 @@ impl Driver<'_> {
         } else {
             String::new()
         };
-        let adjoint = self.routine(back, &given)?;
-        let adjoint_text = self.function("fwp_step_back", &adjoint, true);
-        let (walk, a_step) = self.backward_walk(&given)?;
+        let mut adjoint_texts = Vec::new();
+        let mut operations = 0;
+        for (k, outputs) in back.into_iter().enumerate() {
+            let adjoint = self.routine(outputs, &given)?;
+            operations += adjoint.operations;
+            adjoint_texts.push(self.function(&format!("fwp_step_back{k}"), &adjoint, true));
+        }
+        let (walk, a_step) = self.backward_walk(&given, &again_text, &adjoint_texts)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
@@ -212,7 +223,7 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &walk] {
+        for part in [&forward_text, &forward_walk, &again_text].into_iter().chain(&adjoint_texts).chain([&walk]) {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -225,12 +236,15 @@ impl Driver<'_> {
             computed_back,
             saved: self.saved_room(),
             gradients,
-            operations: [forward.operations, repeated + adjoint.operations],
+            operations: [forward.operations, repeated + operations],
             notes: self.notes(),
         })
     }
 
     fn notes(&self) -> Vec<String> {
+        if self.states.is_empty() {
+            return vec![format!("without a state, in vectors of {} lanes", self.lay.lanes)];
+        }
         let mut notes = Vec::new();
         let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
         let blocks = self.split.map_or(1, |s| s.1);
@@ -246,6 +260,9 @@ impl Driver<'_> {
             _ => "no cache that a core has for itself",
         };
         notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
+        if self.low.strata.count > 1 {
+            notes.push(format!("its states are walked back in {} groups, one after the other", self.low.strata.count));
+        }
         notes
     }
 }

@@ -21,6 +21,7 @@ impl Driver<'_> {
                 Dest::StateGradient(k) if !nests.late.contains(&i) => Place::lanes(format!("state_gradient_out{k}")),
                 Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
+                Dest::Handed(k) => Place::lanes(format!("handed{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
                     _ => {
@@ -55,7 +56,7 @@ impl Driver<'_> {
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) => {}
+                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Handed(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -165,10 +166,13 @@ impl Driver<'_> {
                 format!("const real *const kept_gradient{i} = at->kept_gradient[{i}]; (void)kept_gradient{i};"),
             );
         }
-        let mut offset = 0;
-        for (k, n) in self.saved.iter().enumerate() {
-            line(&format!("saved{k}"), format!("real *const saved{k} = at->saved + {offset}; (void)saved{k};"));
-            offset += self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16);
+        let handed: Vec<Id> = self.low.strata.handed.iter().map(|h| h.node).collect();
+        for (name, values) in [("saved", &self.saved), ("handed", &handed)] {
+            let mut offset = 0;
+            for (k, n) in values.iter().enumerate() {
+                line(&format!("{name}{k}"), format!("real *const {name}{k} = at->{name} + {offset}; (void){name}{k};"));
+                offset += self.vector_room(*n);
+            }
         }
         t += &r.body;
         t += &r.after;
@@ -177,7 +181,17 @@ impl Driver<'_> {
     }
 
     pub(super) fn saved_room(&self) -> usize {
-        self.saved.iter().map(|n| self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16)).sum()
+        self.saved.iter().map(|n| self.vector_room(*n)).sum()
+    }
+
+    /// Elements of what the strata of a step back hand on.
+    pub(super) fn handed_room(&self) -> usize {
+        self.low.strata.handed.iter().map(|h| self.vector_room(h.node)).sum()
+    }
+
+    /// Elements of a value among others that are stored one after the other.
+    fn vector_room(&self, n: Id) -> usize {
+        self.lay.room(self.g(), self.g().axes(n)).next_multiple_of(16)
     }
 
     /// Kept values, if they are wanted, and states after the step.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::ports::Way;
+use super::ports::{ALL, Used, Way};
 use super::{Driver, Given};
 use crate::kernel::graph::Axis;
 
@@ -18,6 +18,15 @@ enum Where {
     Here { tile: usize, other: usize },
     /// Here in the slot of its step.
     Slot(usize),
+}
+
+/// Elements of scratch of one step of a segment.
+#[derive(Clone, Copy)]
+struct Slot {
+    /// Of its states, which come first.
+    states: usize,
+    /// With what the strata hand on.
+    all: usize,
 }
 
 /// What a walk back keeps of a state.
@@ -51,7 +60,7 @@ impl Driver<'_> {
         ] {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *handed;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -79,7 +88,7 @@ impl Driver<'_> {
         let _ = writeln!(t, "    *at = (struct fwp_at){{0}};");
         t += &self.row0();
         t += "    at->row0 = row0;\n";
-        t += &self.bring(true)?;
+        t += &self.bring(true, ALL)?;
         Ok(t)
     }
 
@@ -166,8 +175,8 @@ impl Driver<'_> {
             t += "        }\n";
         }
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false)?;
-        t += &self.foresee(None, 8);
+        t += &self.bring(false, ALL)?;
+        t += &self.foresee(None, ALL, 8);
         for (i, place) in states.iter().enumerate() {
             let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
         }
@@ -189,8 +198,8 @@ impl Driver<'_> {
         Ok(t + &self.entry("forward", false))
     }
 
-    /// The text of the walk back, and elements of scratch for every step of the interval.
-    pub(super) fn backward_walk(&mut self, given: &[Given]) -> Result<(String, usize), String> {
+    /// The text of the walk back, and elements of scratch for every step of the interval; `again` and `back` are the texts of the routines.
+    pub(super) fn backward_walk(&mut self, given: &[Given], again: &str, back: &[String]) -> Result<(String, usize), String> {
         let mut rooms = Vec::new();
         let mut slot = 0;
         for i in 0..self.states.len() {
@@ -221,10 +230,14 @@ impl Driver<'_> {
         let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
-        if slot > 0 {
-            t += &self.states_of_segment(&rooms, slot)?;
+        let slot = Slot { states: slot, all: slot + self.handed_room() };
+        if slot.states > 0 {
+            t += &self.states_of_segment(&rooms, slot.all)?;
         }
-        t += &self.steps_back(&rooms, slot, given)?;
+        for (stratum, text) in back.iter().enumerate() {
+            let used = |name: &str| text.contains(name) || again.contains(name);
+            t += &self.steps_back(&rooms, slot, given, stratum, &used)?;
+        }
         let _ = writeln!(t, "}}\n\nstatic void fwp_backward_end({GIVEN})\n{{");
         t += &self.row0();
         for (i, r) in rooms.iter().enumerate() {
@@ -245,7 +258,7 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        Ok((t + &self.entry("backward", true), slot))
+        Ok((t + &self.entry("backward", true), slot.all))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
@@ -287,7 +300,7 @@ impl Driver<'_> {
         if !back {
             t += "        if (t + 1 == end) break;\n";
         }
-        t += &self.bring(false)?;
+        t += &self.bring(false, ALL)?;
         let _ = writeln!(t, "        at->saved = {};", self.saved_at());
         for (i, r) in rooms.iter().enumerate() {
             let taken = self.taken(i);
@@ -310,17 +323,27 @@ impl Driver<'_> {
         Ok(t + "        fwp_step_again(m, at);\n    }\n")
     }
 
-    /// The steps of a segment from the last to the first.
-    fn steps_back(&self, rooms: &[Rooms], slot: usize, given: &[Given]) -> Result<String, String> {
+    /// The steps of a segment from the last to the first, of one stratum.
+    fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
+        let strata = &self.low.strata;
+        let mine = |i: usize| strata.states[i] == stratum;
         let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
+        let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false)?;
-        t += &self.foresee(Some(given), 8);
+        t += &self.bring(false, used)?;
+        t += &self.foresee(Some(given), used, 8);
         let _ = writeln!(t, "        at->saved = {};", self.saved_at());
         let mut missing = Vec::new();
         let (mut straight, mut instead) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
+            if !mine(i) {
+                if let Some(Where::Here { tile, other }) = r.state {
+                    // Only what a step without a write is repeated with.
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                }
+                continue;
+            }
             let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
             match &r.state {
                 Some(Where::Here { tile, other }) => {
@@ -346,7 +369,7 @@ impl Driver<'_> {
                 missing.join(" || ")
             );
         }
-        for (i, p) in self.kept.iter().enumerate() {
+        for (i, p) in self.kept.iter().enumerate().filter(|(i, _)| used(&format!("kept_gradient{i}"))) {
             let own = self.kept_copies[i].unwrap_or(0);
             let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {}", p.elements());
             if self.direct(p) {
@@ -366,7 +389,7 @@ impl Driver<'_> {
                 let _ = writeln!(t, "        at->{what}[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + {place} : 0;");
             };
             match g {
-                Given::Steps => {
+                Given::Steps if used(&format!("in_gradient{i}")) => {
                     let p = &self.arguments[i];
                     let part = self.part(p, "s->steps");
                     set("in_gradient", format!("(({part}t) * s->sequences + sequence) * {}", p.elements()));
@@ -380,12 +403,16 @@ impl Driver<'_> {
                 _ => {}
             }
         }
-        t += "        fwp_step_back(m, at);\n";
+        let _ = writeln!(t, "        fwp_step_back{stratum}(m, at);");
         let mut offset = 0;
         let (mut reset, mut gradients) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
+            if !mine(i) {
+                offset += if r.state.is_some() { n } else { 0 };
+                continue;
+            }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
             let _ = writeln!(reset, "            for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;");
             if let Some(Where::Here { tile, .. }) = r.state {
