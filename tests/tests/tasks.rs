@@ -73,7 +73,7 @@ fn the_transformer_trains_on_every_task_of_sequences() {
             assert_eq!(values.keys().copied().collect::<Vec<_>>(), [2, 4], "{name}: {metric}");
             assert!(values.values().all(|v| v.is_finite()), "{name}: {metric} {values:?}");
         }
-        let document: serde_json::Value = serde_json::from_str(&case.ok(&format!("eval run{i} --json"))).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&case.ok(&format!("eval --run run{i} --json"))).unwrap();
         assert_eq!(document[format!("eval/{metric}")].as_f64(), run.metric(&format!("eval/{metric}")).get(&4).copied());
         assert_eq!(document["expect"]["passes"], false);
     }

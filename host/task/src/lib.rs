@@ -6,11 +6,19 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `data` | what a task hands out: [`TaskIo`], [`Batch`], [`Loss`], the [`Task`] trait |
+//! | `data` | what a task hands out: [`TaskIo`], [`Batch`], [`Loss`], [`Metric`], the [`Task`] trait |
 //! | [`schema`] | configuration keys as data: type, range, default, documentation |
 //! | `registry` | the list of tasks, [`TaskSpec`] and [`open`] |
 //! | `draw` | random draws that are the same on every machine |
 //! | [`associative`] | `associative-capacity` and `associative-update` |
+//! | `sequence` | what tasks of sequences have in common: batches, padding, training and evaluation sets |
+//! | [`retrieval`] | `associative-retrieval` |
+//! | [`mqar`] | `mqar` |
+//! | [`state_tracking`] | `parity` and `modular-arithmetic` |
+//! | [`group_words`] | `group-words` |
+//! | [`formal_language`] | `formal-language` |
+//! | [`code_execution`] | `code-execution` |
+//! | [`list_ops`] | `list-ops` |
 //! | [`text`] | `text` |
 //!
 //! # Every batch is a function of its place
@@ -24,8 +32,11 @@
 //!
 //! # Adding a task
 //!
-//! One module with a specification struct, its list of keys and an implementation of [`Task`];
-//! one variant of [`TaskSpec`]; one line in each function of `registry`.
+//! One module with a specification struct that implements `Spec` (keys, values, opening), and one
+//! line in the list `tasks!` of `registry`.
+//! A task that reads symbols along `time` and answers at some of the positions only says how one
+//! sequence is made from random draws; `sequence` makes a [`Task`] of that.
+//! Any other task implements [`Task`] itself.
 //!
 //! ```
 //! use fwp_task::{open, schema::Value, TaskSpec};

@@ -220,7 +220,7 @@ fn matched(output: &Tensor, batch: &Tensors) -> anyhow::Result<Tensor> {
         size.len() == expected.len() + 1 && size[..expected.len()] == expected[..],
         "the slow net's output has the shape {size:?}, the targets have {expected:?}: expected one axis more, for the values"
     );
-    wide(&output)
+    Ok(wide(&output)?)
 }
 
 /// Compares outputs `[..., values]` with target symbols `[...]`.
@@ -244,9 +244,9 @@ pub(super) fn compare(loss: Loss, output: &Tensor, batch: &Tensors) -> anyhow::R
 }
 
 /// In float32 at least.
-fn wide(output: &Tensor) -> anyhow::Result<Tensor> {
-    let kind = if output.f_kind().map_err(ShimError::from)? == Kind::Double { Kind::Double } else { Kind::Float };
-    Ok(output.f_to_kind(kind).map_err(ShimError::from)?)
+fn wide(output: &Tensor) -> Result<Tensor, ShimError> {
+    let kind = if output.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+    Ok(output.f_to_kind(kind)?)
 }
 
 fn weights(batch: &Tensors, output: &Tensor) -> Result<Option<Tensor>, ShimError> {
@@ -260,7 +260,7 @@ fn weights(batch: &Tensors, output: &Tensor) -> Result<Option<Tensor>, ShimError
 ///
 /// Shapes that do not fit.
 pub(super) fn count(output: &Tensor, batch: &Tensors, usual: Option<i64>) -> anyhow::Result<Tensor> {
-    let output = matched(output, batch)?;
+    let output = matched(&output.detach(), batch)?;
     let rows = Tensor::from_slice(&batch.row_of_each());
     let work = || -> Result<Tensor, tch::TchError> {
         let (double, device) = (Kind::Double, output.device());
@@ -305,10 +305,8 @@ mod tests {
         Tensors { inputs: BTreeMap::new(), targets, weights: weights.map(Tensor::from_slice), positions: None, rows }
     }
 
-    /// Mean loss.
-    fn mean(loss: Loss, output: &Tensor, batch: &Tensors) -> f64 {
+    fn mean(sums: &Sums) -> f64 {
         let read = |t: &Tensor| f64::try_from(t).unwrap();
-        let sums = compare(loss, output, batch).unwrap();
         let mean = read(&sums.mean(1.).unwrap());
         assert_eq!(read(&sums.mean(2.).unwrap()), mean / 2.);
         mean
@@ -358,12 +356,12 @@ mod tests {
                 loss -= f64::from(*w) * log.double_value(&[i as i64, batch.targets[i]]);
                 weight += f64::from(*w);
             }
-            assert!((mean(Loss::CrossEntropy, &said, &tensors) - loss / weight).abs() < 1e-12);
+            assert!((mean(&compare(Loss::CrossEntropy, &said, &tensors).unwrap()) - loss / weight).abs() < 1e-12);
             // A model that gives the scored positions alone says the same.
             if let Some(positions) = positions {
                 let alone = said.view([12, 3]).index_select(0, &Tensor::from_slice(&positions));
                 assert_eq!(Vec::<f64>::try_from(count(&alone, &tensors, Some(0)).unwrap()).unwrap(), counted);
-                assert!((mean(Loss::CrossEntropy, &alone, &tensors) - loss / weight).abs() < 1e-12);
+                assert!((mean(&compare(Loss::CrossEntropy, &alone, &tensors).unwrap()) - loss / weight).abs() < 1e-12);
             }
         }
         let tensors = Tensors::new(&sequences([1.; 12]), Device::Cpu).unwrap();
@@ -374,17 +372,19 @@ mod tests {
     #[test]
     fn losses_are_those_of_their_definitions() {
         let output = Tensor::from_slice(&[1f64, 0.5, 0., 0., 0., 0.]).view([2, 3]);
+        let sums = compare(Loss::HalfSquaredError, &output, &batch(&[0, 2], None)).unwrap();
         // 1/2 (0 + 1/4 + 0) and 1/2 (0 + 0 + 1).
-        assert_eq!(mean(Loss::HalfSquaredError, &output, &batch(&[0, 2], None)), (0.125 + 0.5) / 2.);
+        assert_eq!(mean(&sums), (0.125 + 0.5) / 2.);
+        let sums = compare(Loss::CrossEntropy, &output, &batch(&[0, 2], None)).unwrap();
         let first = -(1f64.exp() / (1f64.exp() + 0.5f64.exp() + 1.)).ln();
-        let found = mean(Loss::CrossEntropy, &output, &batch(&[0, 2], None));
-        assert!((found - (first + 3f64.ln()) / 2.).abs() < 1e-12);
+        assert!((mean(&sums) - (first + 3f64.ln()) / 2.).abs() < 1e-12);
     }
 
     #[test]
     fn weights_count() {
         let output = Tensor::from_slice(&[1f64, 0., 0., 1.]).view([2, 2]);
-        assert_eq!(mean(Loss::HalfSquaredError, &output, &batch(&[0, 0], Some(&[3., 1.]))), 0.25);
+        let sums = compare(Loss::HalfSquaredError, &output, &batch(&[0, 0], Some(&[3., 1.]))).unwrap();
+        assert_eq!(mean(&sums), 0.25);
     }
 
     #[test]
