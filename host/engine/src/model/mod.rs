@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 use crate::exec::choose::{Executor, Executors, Policy};
 use crate::exec::evaluate;
 use crate::exec::prepared::{Composed, Prepared};
-use crate::exec::value::{Datum, Lead, Precision, Value};
+use crate::exec::value::{Datum, Lead, Precision, Value, expanded};
 use crate::train::{Output, Parameter, Pass, TrainModel};
 
 /// What one call of a model leaves for the next: states of fast weights and cells, rings of convolutions and windows, positions.
