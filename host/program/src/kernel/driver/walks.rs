@@ -326,8 +326,10 @@ impl Driver<'_> {
         let mine = |i: usize| strata.states[i] == stratum;
         let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
-        // What is handed on lies together, behind the states of all steps.
-        let _ = writeln!(t, "        at->handed = slots + s->interval * {slot} + (t - begin) * {};", self.handed_room());
+        if self.handed_room() > 0 {
+            // What is handed on lies together, behind the states of all steps.
+            let _ = writeln!(t, "        at->handed = slots + s->interval * {slot} + (t - begin) * {};", self.handed_room());
+        }
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false, used)?;
         t += &self.foresee(Some(given), used, 8);
