@@ -389,7 +389,7 @@ mod tests {
         };
         let kind = |text: &str, of: &str| text.chars().filter(|c| of.contains(*c)).collect::<String>();
         match language {
-            Language::Parity => text.matches('1').count() % 2 == 0,
+            Language::Parity => text.matches('1').count().is_multiple_of(2),
             Language::Aa => text.replace("aa", "").is_empty(),
             Language::Abab => text.replace("abab", "").is_empty(),
             Language::Counter2 => text == "a".repeat(text.len() / 2) + &"b".repeat(text.len() / 2),

@@ -146,7 +146,7 @@ fn batch(rows: &[Sequence], max_len: usize, set: usize) -> Batch {
         inputs: vec![("tokens".into(), tokens, vec![rows.len(), length])],
         targets,
         target_shape: vec![rows.len(), length],
-        weights: weights.iter().any(|w| *w == 0.0).then_some(weights),
+        weights: weights.contains(&0.0).then_some(weights),
         resets: None,
         set,
     }

@@ -284,7 +284,7 @@ fn bracketed(draw: &mut Draw, min: usize, max: usize, operators: usize) -> Seque
 fn expression(draw: &mut Draw, length: usize, operators: usize, tokens: &mut Vec<i64>) -> i64 {
     if length < 5 {
         let digit = draw.below(MODULUS as usize) as i64;
-        let (bracket, minus) = (length > 2, length % 2 == 0);
+        let (bracket, minus) = (length > 2, length.is_multiple_of(2));
         tokens.extend(bracket.then_some(OPEN));
         tokens.extend(minus.then_some(2));
         tokens.push(ZERO + digit);

@@ -158,7 +158,7 @@ fn in_full(v: &Value, batch: i64) -> Result<Tensor> {
         return Ok(v.tensor.shallow_clone());
     }
     let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
-    Ok(expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?)
+    expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)
 }
 
 fn source(composed: &Composed, source: Source) -> &Prepared {
