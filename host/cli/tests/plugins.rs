@@ -105,7 +105,7 @@ fn several_plugins_of_one_kind_are_each_themselves() {
 fn a_job_of_several_libraries_is_answered_by_each_of_them() {
     let case = Case::new();
     let (a, b) = (case.put(&fixture("twin_a"), "a.so"), case.put(&fixture("twin_b"), "b.so"));
-    let dims = serde_json::json!({"heads": 1, "key_raw": 4, "key": 4, "value": 4});
+    let dims = serde_json::json!({"heads": 1, "key_raw": 4, "key": 4, "value": 4, "layers": 1, "max_len": 16});
     let library = |path: &Path, name: &str| {
         let request = serde_json::json!({"kind": "update-rule", "name": name, "config": {}, "ask": {"rule": {"dims": dims}}});
         let bytes: Vec<u8> = path.as_os_str().as_encoded_bytes().to_vec();
