@@ -128,6 +128,10 @@ pub enum Leaf {
     StateGradient(usize),
     /// A value that the step forwards has stored for the step backwards.
     Saved(usize),
+    /// Sum over a state and its gradient after the step (see `carry`).
+    Carried(usize),
+    /// A sum over a state that was taken on the way forwards through a segment.
+    Passed(usize),
 }
 
 /// A node.

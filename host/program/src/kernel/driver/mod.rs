@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use fwp_sdk::program::{DType, Type};
 
+use super::carry::Carried;
 use super::form::{InStep, Kernel, Real, Target};
 use super::graph::{Axis, Dtype, Graph, Id};
 use super::layout::Layouts;
@@ -189,12 +190,30 @@ impl Driver<'_> {
                 _ => {}
             }
         }
-        let again = self.routine(self.outputs(false, &self.low.again), &given)?;
+        let low = self.low;
+        let carried: Vec<(usize, &Carried)> =
+            low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))).collect();
+        let output = |d: &Self, i: usize, n: Id| Output { node: n, axes: d.g().axes(n).to_vec(), dest: Dest::Carried(i) };
+        back.extend(carried.iter().map(|(i, c)| output(self, *i, c.before)));
+        let mut forwards = self.outputs(false, &self.low.again);
+        forwards.extend(self.low.passed.iter().enumerate().map(|(k, (_, n))| Output {
+            node: *n,
+            axes: self.g().axes(*n).to_vec(),
+            dest: Dest::Passed(k),
+        }));
+        let again = self.routine(forwards, &given)?;
         let again_text = if self.low.again.iter().any(Option::is_some) {
             self.function("fwp_step_again", &again, false)
         } else {
             String::new()
         };
+        let mut carry_text = String::new();
+        for (i, c) in carried {
+            for (name, n) in [("fwp_carry", c.anew), ("fwp_carry_unchanged", c.unchanged)] {
+                let routine = self.routine(vec![output(self, i, n)], &given)?;
+                carry_text += &self.function(&format!("{name}{i}"), &routine, true);
+            }
+        }
         let adjoint = self.routine(back, &given)?;
         let adjoint_text = self.function("fwp_step_back", &adjoint, true);
         let (walk, a_step) = self.backward_walk(&given)?;
@@ -212,7 +231,7 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text, &adjoint_text, &walk] {
+        for part in [&forward_text, &forward_walk, &again_text, &carry_text, &adjoint_text, &walk] {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -223,6 +242,7 @@ impl Driver<'_> {
             backward_scratch: backward_bytes,
             backward_scratch_a_step: a_step * self.lay.bytes,
             computed_back,
+            carried: self.passing(),
             saved: self.saved_room(),
             gradients,
             operations: [forward.operations, repeated + adjoint.operations],

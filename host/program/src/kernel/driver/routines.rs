@@ -21,6 +21,7 @@ impl Driver<'_> {
                 Dest::StateGradient(k) if !nests.late.contains(&i) => Place::lanes(format!("state_gradient_out{k}")),
                 Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
+                Dest::Passed(k) => Place::lanes(format!("passed{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
                     _ => {
@@ -42,6 +43,9 @@ impl Driver<'_> {
                             let _ =
                                 writeln!(after, "    __builtin_memcpy(state_gradient_out{k}, m + {at}, {room} * sizeof(real));");
                         }
+                        Dest::Carried(k) => {
+                            let _ = writeln!(after, "    __builtin_memcpy(carried_out{k}, m + {at}, {room} * sizeof(real));");
+                        }
                         Dest::Kept(k) => {
                             let p = &self.kept[k];
                             let own = format!("(m + {at})");
@@ -55,7 +59,7 @@ impl Driver<'_> {
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) => {}
+                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Passed(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -156,6 +160,11 @@ impl Driver<'_> {
                     &format!("state_gradient_out{i}"),
                     format!("real *const state_gradient_out{i} = at->state_gradient_out[{i}]; (void)state_gradient_out{i};"),
                 );
+                line(&format!("carried{i}"), format!("const real *const carried{i} = at->carried[{i}]; (void)carried{i};"));
+                line(
+                    &format!("carried_out{i}"),
+                    format!("real *const carried_out{i} = at->carried_out[{i}]; (void)carried_out{i};"),
+                );
             }
         }
         for i in 0..self.kept.len() {
@@ -165,10 +174,13 @@ impl Driver<'_> {
                 format!("const real *const kept_gradient{i} = at->kept_gradient[{i}]; (void)kept_gradient{i};"),
             );
         }
-        let mut offset = 0;
-        for (k, n) in self.saved.iter().enumerate() {
-            line(&format!("saved{k}"), format!("real *const saved{k} = at->saved + {offset}; (void)saved{k};"));
-            offset += self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16);
+        let passed: Vec<Id> = self.low.passed.iter().map(|p| p.1).collect();
+        for (name, values) in [("saved", &self.saved), ("passed", &passed)] {
+            let mut offset = 0;
+            for (k, n) in values.iter().enumerate() {
+                line(&format!("{name}{k}"), format!("real *const {name}{k} = at->{name} + {offset}; (void){name}{k};"));
+                offset += self.vector_room(*n);
+            }
         }
         t += &r.body;
         t += &r.after;
@@ -177,7 +189,16 @@ impl Driver<'_> {
     }
 
     pub(super) fn saved_room(&self) -> usize {
-        self.saved.iter().map(|n| self.lay.room(self.g(), self.g().axes(*n)).next_multiple_of(16)).sum()
+        self.saved.iter().map(|n| self.vector_room(*n)).sum()
+    }
+
+    pub(super) fn passed_room(&self) -> usize {
+        self.low.passed.iter().map(|p| self.vector_room(p.1)).sum()
+    }
+
+    /// Elements of a value among others that are stored one after the other.
+    pub(super) fn vector_room(&self, n: Id) -> usize {
+        self.lay.room(self.g(), self.g().axes(n)).next_multiple_of(16)
     }
 
     /// Kept values, if they are wanted, and states after the step.

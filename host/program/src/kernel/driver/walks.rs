@@ -5,12 +5,22 @@
 
 use std::fmt::Write;
 
-use super::ports::Way;
+use super::ports::{Foresee, Way};
 use super::{Driver, Given};
 use crate::kernel::graph::Axis;
 
 /// What the parts of a walk are handed.
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
+
+/// Steps through which sums over states are carried before they are computed anew. Rounding grows with the root of it:
+/// through 16 steps the gradient of a decay around a half is nearly as exact as a sum of its own, and a state that is put aside costs little.
+/// States have a multiple of so many elements, with what fills them.
+const MARKED: usize = 16;
+
+/// Whether sums are computed anew at step t.
+fn is_anew() -> String {
+    format!("t + 1 == end || (t - begin) % {MARKED} == {}", MARKED - 1)
+}
 
 /// Where a state of several axes is while a segment is walked back.
 enum Where {
@@ -18,6 +28,8 @@ enum Where {
     Here { tile: usize, other: usize },
     /// Here in the slot of its step.
     Slot(usize),
+    /// Here on the way forwards through the segment; the steps back do not read it. `mark` is the first place where it is put aside.
+    Passing { tile: usize, mark: usize },
 }
 
 /// What a walk back keeps of a state.
@@ -30,6 +42,8 @@ struct Rooms {
     fresh: usize,
     /// None of small states: they are among the saved values.
     state: Option<Where>,
+    /// A sum that is carried beside the gradient, and what is not wanted of it.
+    carried: Option<(usize, usize)>,
 }
 
 impl Driver<'_> {
@@ -46,12 +60,14 @@ impl Driver<'_> {
             ("real *before", states),
             ("const real *state_gradient", states),
             ("real *state_gradient_out", states),
+            ("const real *carried", states),
+            ("real *carried_out", states),
             ("real *kept", kept),
             ("const real *kept_gradient", kept),
         ] {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *passed;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -167,7 +183,7 @@ impl Driver<'_> {
         }
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false)?;
-        t += &self.foresee(None, 8);
+        t += &self.foresee(Foresee::Forward, 8);
         for (i, place) in states.iter().enumerate() {
             let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
         }
@@ -192,19 +208,26 @@ impl Driver<'_> {
     /// The text of the walk back, and elements of scratch for every step of the interval.
     pub(super) fn backward_walk(&mut self, given: &[Given]) -> Result<(String, usize), String> {
         let mut rooms = Vec::new();
-        let mut slot = 0;
+        let passing = self.passing();
+        let mut slot = if passing { self.passed_room() } else { 0 };
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
             let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
                 (None, _) => None,
                 (_, Some(_)) => Some(Where::Here { tile: self.memory_take(n), other: self.memory_take(n) }),
+                (_, None) if passing => Some(Where::Passing { tile: self.memory_take(n), mark: self.memory_take(n) }),
                 (_, None) => Some(Where::Slot(slot)),
             };
-            if state.is_some() {
+            if state.is_some() && !passing {
                 slot += n;
             }
+            if passing && self.carried_room(i).is_some() {
+                slot += n / MARKED;
+            }
+            let carried = self.carried_room(i).map(|n| (self.memory_take(n), self.memory_take(n)));
             rooms.push(Rooms {
                 state,
+                carried,
                 gradient: self.memory_take(n),
                 zeros: self.memory_take(n),
                 trash: self.memory_take(n),
@@ -221,7 +244,9 @@ impl Driver<'_> {
         let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
-        if slot > 0 {
+        if passing {
+            t += &self.sums_of_segment(&rooms)?;
+        } else if slot > 0 {
             t += &self.states_of_segment(&rooms, slot)?;
         }
         t += &self.steps_back(&rooms, slot, given)?;
@@ -261,7 +286,7 @@ impl Driver<'_> {
             let (own, which) = match &r.state {
                 Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "begin / s->interval + !again"),
                 Some(Where::Slot(at)) => (format!("(slots + {at})"), "begin / s->interval"),
-                None => continue,
+                Some(Where::Passing { .. }) | None => continue,
             };
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
         }
@@ -278,7 +303,7 @@ impl Driver<'_> {
                     format!("(m + {tile})")
                 }
                 Some(Where::Slot(at)) => format!("(slot + {at})"),
-                None => continue,
+                Some(Where::Passing { .. }) | None => continue,
             };
             offset += self.state_rooms[i];
             t += &self.state_of_sequence(i, &to, "s->fresh", Way::In, 12)?;
@@ -304,48 +329,81 @@ impl Driver<'_> {
                     let _ =
                         writeln!(t, "            __builtin_memcpy(slot + {next}, slot + {at}, {n} * sizeof(real));\n        }}");
                 }
-                None => {}
+                Some(Where::Passing { .. }) | None => {}
             }
         }
         Ok(t + "        fwp_step_again(m, at);\n    }\n")
     }
 
-    /// The steps of a segment from the last to the first.
-    fn steps_back(&self, rooms: &[Rooms], slot: usize, given: &[Given]) -> Result<String, String> {
-        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
-        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false)?;
-        t += &self.foresee(Some(given), 8);
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
-        let mut missing = Vec::new();
-        let (mut straight, mut instead) = (String::new(), String::new());
+    /// Whether the adjoint reads no state of several axes.
+    pub(super) fn passing(&self) -> bool {
+        !self.low.carried.is_empty()
+    }
+
+    /// Elements of the sum that is carried beside the gradient of state i.
+    fn carried_room(&self, i: usize) -> Option<usize> {
+        Some(self.vector_room(self.low.carried.get(i)?.as_ref()?.anew))
+    }
+
+    /// The sums over states alone of every step of a segment, and the states from which carried sums are computed anew.
+    fn sums_of_segment(&self, rooms: &[Rooms]) -> Result<String, String> {
+        let mut t = String::new();
+        let (mut reset, mut places, mut marks) = (String::new(), String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
-            let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
-            match &r.state {
-                Some(Where::Here { tile, other }) => {
-                    let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
-                    missing.push(format!("!taken{i}"));
-                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
-                    let _ = writeln!(instead, "            if (!taken{i}) at->after[{i}] = at->before[{i}] = m + {other};");
-                }
-                Some(Where::Slot(at)) => {
-                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
-                }
-                None => {}
+            let Some(Where::Passing { tile, mark }) = r.state else { continue };
+            let own = format!("(m + {tile})");
+            t += &self.checkpoint(i, &own, "begin / s->interval", Way::In, 4)?;
+            reset += &self.state_of_sequence(i, &own, "s->fresh", Way::In, 12)?;
+            let _ = writeln!(places, "        at->state[{i}] = m + {tile};");
+            let _ = writeln!(places, "        at->next[{i}] = {} ? m + {tile} : m + {};", self.taken(i), r.trash);
+            if r.carried.is_some() {
+                let (to, n) = (self.mark(rooms, i, mark), self.state_rooms[i]);
+                let _ = writeln!(marks, "            __builtin_memcpy({to}, m + {tile}, {n} * sizeof(real));");
             }
-            let to = |own: usize| format!("taken{i} ? m + {} : m + {own}", r.gradient);
-            let _ = writeln!(t, "        at->state_gradient[{i}] = {};", to(r.zeros));
-            let _ = writeln!(t, "        at->state_gradient_out[{i}] = {};", to(r.trash));
         }
-        if !missing.is_empty() {
-            // A state that is not written is the same before and after the step: what the step would have made of it has to be computed.
-            let _ = writeln!(
-                t,
-                "        if ({}) {{\n{straight}            fwp_step_again(m, at);\n{instead}        }}",
-                missing.join(" || ")
-            );
+        t += "    for (int64_t t = begin; t < end; t++) {\n";
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        let _ = writeln!(t, "        if (s->reset && s->reset[t * s->sequences + sequence]) {{\n{reset}        }}");
+        if !marks.is_empty() {
+            let _ = writeln!(t, "        if ({}) {{\n{marks}        }}", is_anew());
         }
+        t += &self.bring(false)?;
+        t += &self.foresee(Foresee::Again, 8);
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        let _ = writeln!(t, "        at->passed = slots + (t - begin) * {};", self.passed_room());
+        t += &self.kept_gradients()?;
+        t += &places;
+        Ok(t + "        fwp_step_again(m, at);\n    }\n")
+    }
+
+    /// Where state i is put aside at step t of a segment: the first time in memory of the block's own, then behind the sums of the segment.
+    fn mark(&self, rooms: &[Rooms], i: usize, first: usize) -> String {
+        let room = |(k, r): (usize, &Rooms)| if r.carried.is_some() { self.state_rooms[k] } else { 0 };
+        let all: usize = rooms.iter().enumerate().map(room).sum();
+        let before: usize = rooms.iter().enumerate().take(i).map(room).sum();
+        let sums = self.passed_room();
+        format!(
+            "(t - begin < {MARKED} ? m + {first} : slots + s->interval * {sums} + ((t - begin) / {MARKED} - 1) * {all} + {before})"
+        )
+    }
+
+    /// Computes carried sums anew at step t.
+    fn carry_anew(&self, rooms: &[Rooms]) -> String {
+        let mut t = String::new();
+        for (i, r) in rooms.iter().enumerate() {
+            let (Some(Where::Passing { mark, .. }), Some((sum, _))) = (&r.state, r.carried) else { continue };
+            let (from, gradient) = (self.mark(rooms, i, *mark), r.gradient);
+            let _ = writeln!(t, "            at->state[{i}] = {from};");
+            let _ = writeln!(t, "            at->state_gradient[{i}] = m + {gradient}, at->carried_out[{i}] = m + {sum};");
+            let _ =
+                writeln!(t, "            if (taken{i}) fwp_carry{i}(m, at);\n            else fwp_carry_unchanged{i}(m, at);");
+        }
+        if t.is_empty() { t } else { format!("        if ({}) {{\n{t}        }}\n", is_anew()) }
+    }
+
+    /// Gradients of kept values at step t; zeros of ours where there are none.
+    fn kept_gradients(&self) -> Result<String, String> {
+        let mut t = String::new();
         for (i, p) in self.kept.iter().enumerate() {
             let own = self.kept_copies[i].unwrap_or(0);
             let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {}", p.elements());
@@ -361,6 +419,57 @@ impl Driver<'_> {
                 let _ = writeln!(t, "        at->kept_gradient[{i}] = m + {own};");
             }
         }
+        Ok(t)
+    }
+
+    /// The steps of a segment from the last to the first.
+    fn steps_back(&self, rooms: &[Rooms], slot: usize, given: &[Given]) -> Result<String, String> {
+        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
+        let slot = if self.passing() { self.passed_room() } else { slot };
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        t += &self.bring(false)?;
+        t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, 8);
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        if self.passing() {
+            t += "        at->passed = slot;\n";
+        }
+        let mut missing = Vec::new();
+        let (mut straight, mut instead) = (String::new(), String::new());
+        for i in 0..rooms.len() {
+            let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
+        }
+        t += &self.carry_anew(rooms);
+        for (i, r) in rooms.iter().enumerate() {
+            match &r.state {
+                Some(Where::Here { tile, other }) => {
+                    let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
+                    missing.push(format!("!taken{i}"));
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                    let _ = writeln!(instead, "            if (!taken{i}) at->after[{i}] = at->before[{i}] = m + {other};");
+                }
+                Some(Where::Slot(at)) => {
+                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
+                }
+                Some(Where::Passing { .. }) | None => {}
+            }
+            let to = |own: usize| format!("taken{i} ? m + {} : m + {own}", r.gradient);
+            let _ = writeln!(t, "        at->state_gradient[{i}] = {};", to(r.zeros));
+            let _ = writeln!(t, "        at->state_gradient_out[{i}] = {};", to(r.trash));
+            if let Some((sum, trash)) = r.carried {
+                let _ = writeln!(t, "        at->carried[{i}] = taken{i} ? m + {sum} : m + {};", r.zeros);
+                let _ = writeln!(t, "        at->carried_out[{i}] = taken{i} ? m + {sum} : m + {trash};");
+            }
+        }
+        if !missing.is_empty() {
+            // A state that is not written is the same before and after the step: what the step would have made of it has to be computed.
+            let _ = writeln!(
+                t,
+                "        if ({}) {{\n{straight}            fwp_step_again(m, at);\n{instead}        }}",
+                missing.join(" || ")
+            );
+        }
+        t += &self.kept_gradients()?;
         for (i, g) in given.iter().enumerate() {
             let mut set = |what: &str, place: String| {
                 let _ = writeln!(t, "        at->{what}[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + {place} : 0;");
@@ -388,6 +497,11 @@ impl Driver<'_> {
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
             let _ = writeln!(reset, "            for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;");
+            if let (Some((sum, trash)), Some(n)) = (r.carried, self.carried_room(i)) {
+                let _ =
+                    writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{sum} + i] += m[{trash} + i];");
+                let _ = writeln!(reset, "            __builtin_memset(m + {sum}, 0, {n} * sizeof(real));");
+            }
             if let Some(Where::Here { tile, .. }) = r.state {
                 let _ =
                     writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, slot + {offset}, {n} * sizeof(real));");
