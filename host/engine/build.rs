@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rustc-link-arg-tests=-Wl,-z,muldefs");
 
     println!("cargo:rerun-if-changed=build.rs");
-    for file in ["shim.cpp", "fused.cpp", "guard.h"] {
+    for file in ["shim.cpp", "fused.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp", "lanes.h", "guard.h"] {
         println!("cargo:rerun-if-changed=src/shim/{file}");
     }
 
@@ -26,7 +26,7 @@ fn main() {
         .std("c++17")
         .pic(true)
         .warnings(false)
-        // The loops of fused.cpp are made into vectors at this level.
+        // The loops of our own operations are made into vectors at this level.
         .opt_level(3)
         // at::parallel_for is a header template under #ifdef _OPENMP: without this flag it
         // compiles and quietly runs on one thread.
@@ -36,7 +36,7 @@ fn main() {
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["src/shim/shim.cpp", "src/shim/fused.cpp"]);
+        .files(["shim.cpp", "fused.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp"].map(|file| format!("src/shim/{file}")));
     build.compile("fwp_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

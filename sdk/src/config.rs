@@ -1,5 +1,7 @@
 //! Configuration of parts: documented structs that refuse unknown keys.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 /// One documented key of a part's configuration.
@@ -115,6 +117,19 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
     }
 }
 
+impl<T: ConfigValue> ConfigValue for BTreeMap<String, T> {
+    fn kind() -> String {
+        format!("a table, each value {}", T::kind())
+    }
+    fn from_json(value: &Value) -> Result<Self, String> {
+        let table = value.as_object().ok_or_else(|| format!("expected {}, got {value}", Self::kind()))?;
+        table.iter().map(|(k, v)| Ok((k.clone(), T::from_json(v).map_err(|e| format!("{k}: {e}"))?))).collect()
+    }
+    fn to_json(&self) -> Value {
+        Value::Object(self.iter().map(|(k, v)| (k.clone(), v.to_json())).collect())
+    }
+}
+
 impl<T: ConfigValue> ConfigValue for Option<T> {
     fn kind() -> String {
         format!("{}, or absent", T::kind())
@@ -129,12 +144,40 @@ impl<T: ConfigValue> ConfigValue for Option<T> {
 
 /// Declares the configuration of a part: a documented struct with a default for every key.
 ///
+/// `with` adds groups of keys that several parts have in common: each is a `config!` of its own, whose keys stand beside the
+/// struct's in the one table of the recipe.
+/// `validate` refuses what cannot work, after the groups have had a look.
+///
 /// ```
 /// fwp_sdk::config! {
 ///     /// Deterministic parameter-free projection.
 ///     pub struct Dpfp {
 ///         /// Number of shifts.
 ///         nu: usize = 1,
+///     }
+/// }
+///
+/// fwp_sdk::config! {
+///     /// What several nets have in common.
+///     pub struct Sizes {
+///         /// Features.
+///         width: usize = 64,
+///     }
+///     validate(me) {
+///         if me.width == 0 { return Err("`width`: expected at least 1, got 0".into()); }
+///         Ok(())
+///     }
+/// }
+///
+/// fwp_sdk::config! {
+///     /// A net.
+///     pub struct Net {
+///         /// Number of layers.
+///         layers: usize = 2,
+///     }
+///     with {
+///         /// Its sizes.
+///         sizes: Sizes,
 ///     }
 /// }
 /// ```
@@ -145,17 +188,19 @@ macro_rules! config {
         pub struct $name:ident {
             $( $(#[doc = $fdoc:literal])* $field:ident : $ty:ty = $default:expr ),* $(,)?
         }
+        $( with { $( $(#[doc = $gdoc:literal])* $group:ident : $gty:ty ),* $(,)? } )?
         $( validate($me:ident) $check:block )?
     ) => {
         $(#[doc = $doc])*
         #[derive(Clone, Debug)]
         pub struct $name {
             $( $(#[doc = $fdoc])* pub $field: $ty, )*
+            $( $( $(#[doc = $gdoc])* pub $group: $gty, )* )?
         }
 
         impl Default for $name {
             fn default() -> Self {
-                $name { $( $field: $default ),* }
+                $name { $( $field: $default, )* $( $( $group: Default::default(), )* )? }
             }
         }
 
@@ -165,18 +210,24 @@ macro_rules! config {
             fn fields() -> Vec<$crate::config::Field> {
                 #[allow(unused_variables)]
                 let default = $name::default();
-                vec![ $( $crate::config::Field {
+                #[allow(unused_mut)]
+                let mut fields = vec![ $( $crate::config::Field {
                     name: stringify!($field).into(),
                     kind: <$ty as $crate::config::ConfigValue>::kind(),
                     default: $crate::config::ConfigValue::to_json(&default.$field),
                     doc: concat!($( $fdoc, "\n" ),*).trim().into(),
-                } ),* ]
+                } ),* ];
+                $( $( fields.extend(<$gty as $crate::Config>::fields()); )* )?
+                fields
             }
 
             fn set(&mut self, name: &str, value: &$crate::serde_json::Value) -> Option<Result<(), String>> {
                 $( if name == stringify!($field) {
                     return Some($crate::config::ConfigValue::from_json(value).map(|v| self.$field = v));
                 } )*
+                $( $( if let Some(set) = $crate::Config::set(&mut self.$group, name, value) {
+                    return Some(set);
+                } )* )?
                 let _ = value;
                 None
             }
@@ -185,15 +236,19 @@ macro_rules! config {
                 #[allow(unused_mut)]
                 let mut map = $crate::serde_json::Map::new();
                 $( map.insert(stringify!($field).into(), $crate::config::ConfigValue::to_json(&self.$field)); )*
+                $( $( map.extend($crate::Config::values(&self.$group)); )* )?
                 map
             }
 
-            $(
-                fn validate(&self) -> Result<(), String> {
+            fn validate(&self) -> Result<(), String> {
+                $( $( $crate::Config::validate(&self.$group)?; )* )?
+                let verdict: Result<(), String> = Ok(());
+                $(
                     let $me = self;
-                    $check
-                }
-            )?
+                    let verdict: Result<(), String> = verdict.and($check);
+                )?
+                verdict
+            }
         }
     };
 }

@@ -65,7 +65,10 @@ pub mod program;
 pub mod testing;
 
 pub use config::Config;
-pub use part::{Ask, FeatureMap, Normalisation, Normalise, Part, PartInfo, Request, SlowNet, UpdateRule};
+pub use part::{
+    Ask, FeatureMap, Memories, NEEDS_FAST_WEIGHTS, NO_FAST_WEIGHTS, Normalisation, Normalise, Part, PartInfo, Request, SlowNet,
+    UpdateRule,
+};
 
 #[doc(hidden)]
 pub use abi_stable;
@@ -75,9 +78,9 @@ pub use serde_json;
 /// What a plugin usually needs.
 pub mod prelude {
     pub use crate::build::{
-        Dims, Expr, Init, Map, MapRole, Memory, Net, Operand, Signature, StateStart, Step, TaskIo, concat, outer, refuse, stack,
+        Dims, Expr, Init, Map, Memory, Net, Operand, Signature, StateStart, Step, TaskIo, concat, outer, refuse, stack,
     };
-    pub use crate::program::Scope;
+    pub use crate::program::{MapRole, QueryScale, ReadAt, Scope};
     pub use crate::{Config, FeatureMap, SlowNet, UpdateRule, choices, config};
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map as Table, Value};
 
-use crate::build::{self, Dims, Expr, Map, Memory, Net, NetContext, Signature, Step, TaskIo};
+use crate::build::{self, Dims, Expr, Map, Memory, Net, NetContext, Signature, Step, TaskIo, refuse};
 use crate::config::{self, Config, Field};
 use crate::program::{Kind, Op, Program, SlotInterface};
 
@@ -41,6 +41,12 @@ pub trait FeatureMap: Config {
     fn apply(&self, map: &Map) -> Expr;
 }
 
+/// The message of a slow net without fast weights that is given an update rule.
+pub const NO_FAST_WEIGHTS: &str = "this slow net has no fast weights, and there is an update rule for them";
+
+/// The message of a slow net with fast weights for which there is no update rule.
+pub const NEEDS_FAST_WEIGHTS: &str = "this slow net has fast weights, and there is no update rule for them";
+
 /// What emits keys, values, queries and gates. The implementing struct is the net's configuration.
 pub trait SlowNet: Config {
     /// Name in recipes.
@@ -48,8 +54,18 @@ pub trait SlowNet: Config {
     /// Paper and section.
     const CITATION: &'static str;
 
-    /// The fast weights that slot `slot` needs for this task.
-    fn memory(&self, task: &TaskIo, slot: &str) -> Memory;
+    /// Names of the rules that the net tells apart, such as those of two memories of different sizes; none where it takes any.
+    const SLOTS: &'static [&'static str] = &[];
+
+    /// The fast weights that slot `slot` needs for this task; a net that has none leaves this out.
+    fn memory(&self, task: &TaskIo, slot: &str) -> Memory {
+        let _ = (task, slot);
+        refuse(NO_FAST_WEIGHTS)
+    }
+    /// Number of layers, for rules that treat layers differently.
+    fn layers(&self) -> usize {
+        1
+    }
     /// From the task's inputs to its outputs.
     fn forward(&self, net: &mut Net);
 }
@@ -93,6 +109,9 @@ pub struct PartInfo {
     pub citation: String,
     /// Configuration keys.
     pub fields: Vec<Field>,
+    /// Names of the rules that a slow net tells apart.
+    #[serde(default)]
+    pub slots: Vec<String>,
 }
 
 /// What a host wants to know of a part.
@@ -106,6 +125,15 @@ pub struct Request {
     pub config: Table<String, Value>,
     /// What is asked.
     pub ask: Ask,
+}
+
+/// The fast weights that a slow net wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memories {
+    /// One a slot, in the order of the question.
+    pub slots: Vec<Memory>,
+    /// Number of layers of the slow net.
+    pub layers: usize,
 }
 
 /// The questions.
@@ -127,7 +155,7 @@ pub enum Ask {
         /// Size of a raw key.
         dim: usize,
     },
-    /// The fast weights that a slow net needs; the answer is JSON, a [`Memory`] a slot.
+    /// The fast weights that a slow net needs; the answer is JSON, [`Memories`].
     Memories {
         /// For this task.
         task: TaskIo,
@@ -162,7 +190,11 @@ impl Part {
     }
     /// A slow net.
     pub const fn slow_net<N: SlowNet>() -> Part {
-        Part { info: || info::<N>(Kind::SlowNet, N::NAME, N::CITATION, vec![]), describe: describe_net::<N> }
+        fn own<N: SlowNet>() -> PartInfo {
+            let slots = N::SLOTS.iter().map(|s| s.to_string()).collect();
+            PartInfo { slots, ..info::<N>(Kind::SlowNet, N::NAME, N::CITATION, vec![]) }
+        }
+        Part { info: own::<N>, describe: describe_net::<N> }
     }
 
     /// What the part says of itself.
@@ -178,7 +210,7 @@ impl Part {
 
 fn info<C: Config>(kind: Kind, name: &str, citation: &str, more: Vec<Field>) -> PartInfo {
     let fields = C::fields().into_iter().chain(more).collect();
-    PartInfo { kind, name: name.into(), doc: plain(C::DOC), citation: citation.into(), fields }
+    PartInfo { kind, name: name.into(), doc: plain(C::DOC), citation: citation.into(), fields, slots: Vec::new() }
 }
 
 /// Documentation text without the space that follows `///`.
@@ -262,7 +294,7 @@ fn describe_net<N: SlowNet>(request: &Request) -> Result<Vec<u8>, String> {
     match &request.ask {
         Ask::Memories { task, slots } => {
             let memories: Vec<Memory> = slots.iter().map(|s| net.memory(task, s)).collect();
-            json(&memories)
+            json(&Memories { slots: memories, layers: net.layers() })
         }
         Ask::Net { task, slots, layers } => {
             let program = blank(Kind::SlowNet, N::NAME, N::CITATION, "", N::DOC, &net.values());

@@ -96,7 +96,7 @@ fn ask(kind: Kind, name: &str, config: Value, ask: Ask) -> Result<Vec<u8>, Strin
 }
 
 fn fail(how: &str) -> Result<Vec<u8>, String> {
-    let dims = Dims { heads: 1, key_raw: 3, key: 3, value: 2 };
+    let dims = Dims { heads: 1, key_raw: 3, key: 3, value: 2, ..Dims::ONE };
     ask(Kind::UpdateRule, "failing", json!({ "how": how }), Ask::Rule { dims })
 }
 

@@ -30,7 +30,7 @@ fn check(answer: Result<Program, String>, line: u32, wanted: &str) {
     assert!(!message.contains("panicked"), "{message}");
 }
 
-const DIMS: Dims = Dims { heads: 4, key_raw: 3, key: 6, value: 5 };
+const DIMS: Dims = Dims { heads: 4, key_raw: 3, key: 6, value: 5, ..Dims::ONE };
 
 macro_rules! wrong {
     ($name:ident) => {
@@ -275,10 +275,9 @@ const NETS: &[NetCase] = &[
     case!(|n, x| drop(n.attention(x, x, x, 1.0, true, 0)), "`attention`: expected queries [h, d]"),
     case!(|n, _| drop(n.slot("other")), "there is no fast-weight slot `other`; the recipe has main"),
     case!(|n, _| drop(n.slot_of_layer(3)), "no update rule of the recipe covers layer 3"),
-    case!(|n, x| drop(n.fast_weights("f", &n.slot("main"), "key", &[("q", x)])), "`fast_weights`: the scale is `none`, `query` or `output`, not `key`"),
-    case!(|n, x| drop(n.fast_weights("f", &n.slot("main"), "none", &[("q", x)])), "`fast_weights`: input `q` of rule `delta` is [2, 3], got [time, 7]"),
-    case!(|n, x| drop(n.fast_weights("f", &n.slot("main"), "none", &[("x", x)])), "`fast_weights`: rule `delta` has no input `x`; it has q, k, v, beta"),
-    case!(|n, x| drop(n.read("f", x, "none", &[("q", x)])), "expected a memory, got [time, 7]"),
+    case!(|n, x| drop(n.fast_weights("f", &n.slot("main"), QueryScale::None, &[("q", x)])), "`fast_weights`: input `q` of rule `delta` is [2, 3], got [time, 7]"),
+    case!(|n, x| drop(n.fast_weights("f", &n.slot("main"), QueryScale::None, &[("x", x)])), "`fast_weights`: rule `delta` has no input `x`; it has q, k, v, beta"),
+    case!(|n, x| drop(n.read("f", x, QueryScale::None, &[("q", x)])), "expected a memory, got [time, 7]"),
     case!(|n, x| drop(n.write("f", x, &[("q", x)])), "expected a memory, got [time, 7]"),
     case!(|n, x| drop(n.write("f", &n.memory("m", &n.slot("main")), &[("q", x)])), "`fast_write`: input `q`"),
     case!(|n, x| drop(n.blocks("b", 0, 2, &[x], |n, _| vec![n.embedding("e", &n.input("tokens"), 11, 7, Init::zeros())])), "the task's input `tokens` is used outside of `b`: hand its value over"),

@@ -10,7 +10,7 @@ use fwp_sdk::program::{Op, Program, Role, RuleInput, SlotInterface, Training};
 use fwp_sdk::serde_json::json;
 use fwp_sdk::testing;
 
-const DIMS: Dims = Dims { heads: 4, key_raw: 5, key: 7, value: 3 };
+const DIMS: Dims = Dims { heads: 4, key_raw: 5, key: 7, value: 3, layers: 13, max_len: 1000 };
 const EPS: f64 = 1e-6;
 
 /// An update rule without configuration.
@@ -417,21 +417,25 @@ fn case_14_fast_weights_of_ba_et_al_as_a_rule() {
 
 #[test]
 fn case_17_log_linear_attention() {
-    const LEVELS: usize = 11;
-    let p = rule!(LogLinear, |d| zeros(Signature::new(d), "s", [LEVELS, d.value, d.key]).signal("lambda", [LEVELS]), |s| {
+    /// One level more than there are binary digits in the number of steps.
+    fn levels(d: Dims) -> usize {
+        d.max_len.ilog2() as usize + 2
+    }
+    let p = rule!(LogLinear, |d| zeros(Signature::new(d), "s", [levels(d), d.value, d.key]).signal("lambda", [levels(d)]), |s| {
+        let n = s.signal("lambda").shape()[0];
         let (q, k, v) = s.query_key_value();
         let (dv, dk) = (v.shape()[0], k.shape()[0]);
         // At step t the levels below l(t) flow into l(t) and the new pair becomes level 0.
         let level = (s.index() + 1).trailing_zeros() + 1;
-        let levels = s.arange(LEVELS);
-        let old = s.state("s").reshape(&[LEVELS, dv * dk]);
+        let levels = s.arange(n);
+        let old = s.state("s").reshape(&[n, dv * dk]);
         let below = levels.less(&level).to_float();
         let merged = outer(levels.equal(&level).to_float(), below.matmul_row(&old));
         let kept = old.scale_rows(levels.greater(&level).to_float() + levels.equal(&level).to_float());
         let first = s.constant(1.0).expand(0, 1);
-        let first = concat(0, &[&first, &s.full(&[LEVELS - 1], 0.0)]);
-        let new = (kept + merged + outer(first, outer(v, k).reshape(&[dv * dk]))).reshape(&[LEVELS, dv, dk]);
-        let reads = new.reshape(&[LEVELS * dv, dk]).matvec(q).reshape(&[LEVELS, dv]);
+        let first = concat(0, &[&first, &s.full(&[n - 1], 0.0)]);
+        let new = (kept + merged + outer(first, outer(v, k).reshape(&[dv * dk]))).reshape(&[n, dv, dk]);
+        let reads = new.reshape(&[n * dv, dk]).matvec(q).reshape(&[n, dv]);
         s.output(reads.matvec_t(s.signal("lambda").softplus()));
         s.set_state("s", new);
     });
@@ -494,7 +498,6 @@ fn case_26_constants_of_a_head_and_bounds_over_layers() {
     );
     assert_eq!(p.entry("step").unwrap().parameters[0].training, Training::Constant);
 
-    const LAYERS: usize = 13;
     let p = rule!(
         Hgrn2,
         |d| zeros(Signature::without_inputs(d), "s", [d.value, d.key])
@@ -502,21 +505,20 @@ fn case_26_constants_of_a_head_and_bounds_over_layers() {
             .raw()
             .value("v", [d.value])
             .signal("f", [d.key])
-            .parameter("bounds", [LAYERS, d.key], Init::zeros())
-            .scope(Scope::Model)
-            // A step does not know its layer; a constant of the layer does.
-            .parameter("layer", [LAYERS], Init::program(|r, _| r.layer().one_hot(LAYERS)))
-            .scope(Scope::Layer)
-            .constant(),
+            .parameter("bounds", [d.layers, d.key], Init::zeros())
+            .scope(Scope::Model),
         |s| {
             let bounds = s.parameter("bounds").softmax_on(0).cumsum(0);
-            let low = (&bounds - bounds.at(0).expand(0, LAYERS)).matvec_t(s.parameter("layer"));
+            let low = s.at_layer(&bounds) - bounds.at(0);
             let f = &low + (1 - &low) * s.signal("f").sigmoid();
             let w = s.state("s").scale_columns(&f) + outer(s.input("v"), 1 - f);
             s.output(w.matvec(s.input("q")));
             s.set_state("s", w);
         }
     );
+    // The layer is a constant of every layer beside the bounds that all share.
+    assert_eq!(p.entry("step").unwrap().parameters[0].shape, [13, 7]);
+    assert_eq!(p.entry("step").unwrap().parameters[1].shape, [13]);
     let scopes: Vec<Scope> = p.entry("step").unwrap().parameters.iter().map(|q| q.scope).collect();
     assert_eq!(scopes, [Scope::Model, Scope::Layer]);
 }
@@ -682,7 +684,7 @@ fn case_4_blocks_hand_a_value_of_the_first_layer_on() {
                 let t = net.linear("v_mix", x, 1, Init::zeros()).at(0).sigmoid();
                 inputs[2].1 = &inputs[2].1 + t * (first - &inputs[2].1);
             }
-            let o = net.fast_weights("mix", &slot, "none", &refs(&inputs)).remove(0);
+            let o = net.fast_weights("mix", &slot, QueryScale::None, &refs(&inputs)).remove(0);
             (x + net.linear("out", &o.reshape(&[6]), 6, Init::normal(0.02)), inputs[2].1.clone())
         };
         let slot = net.slot("main");
@@ -712,7 +714,7 @@ fn case_14_fast_weights_of_ba_et_al_as_a_net() {
             let h = net.repeat("settle", 3, &[&z.relu()], &[&z, memory], |net, h, with| {
                 let slot = net.slot("main");
                 let q = project(net, &slot, &h[0], &["q"]);
-                let read = net.read("fast", &with[1], "none", &refs(&q)).remove(0).reshape(&[6]);
+                let read = net.read("fast", &with[1], QueryScale::None, &refs(&q)).remove(0).reshape(&[6]);
                 vec![net.layer_norm("norm", &(&with[0] + read), 1e-5).relu()]
             });
             let written = net.write("fast", memory, &refs(&project(net, &slot, &h[0], &["k", "v", "beta"])));
@@ -732,12 +734,12 @@ fn case_16_hybrids_of_window_and_fast_weights() {
         let inputs = project(net, &slot, &x, &["q", "k", "v", "beta"]);
         let [q, k, v, beta] = [0, 1, 2, 3].map(|i| &inputs[i].1);
         let near = net.attention(q, k, v, 0.5, true, S);
-        let sync = net.fast_weights("sync", &slot, "none", &refs(&inputs)).remove(0);
+        let sync = net.fast_weights("sync", &slot, QueryScale::None, &refs(&inputs)).remove(0);
         // The delayed stream starts with zeros, whose features need not be zero: nothing is written before step S.
         let late = [("q", q), ("k", &k.shift(S)), ("v", &v.shift(S)), ("beta", &beta.shift(S))];
         let mask = x.position().greater_equal(S as i64);
-        let stream = net.fast_weights("stream", &slot, "none", &[&late[..], &[("write", &mask)]].concat()).remove(0);
-        let chunk = net.fast_weights_reading("chunk", &slot, "none", &format!("chunk:{S}"), &refs(&inputs)).remove(0);
+        let stream = net.fast_weights("stream", &slot, QueryScale::None, &[&late[..], &[("write", &mask)]].concat()).remove(0);
+        let chunk = net.fast_weights_reading("chunk", &slot, QueryScale::None, ReadAt::ChunkStart(S), &refs(&inputs)).remove(0);
         logits(net, &(near + sync + stream + chunk).reshape(&[6]));
     });
     assert_eq!(ops(&p, |op| matches!(op, Op::FastWeights { .. })), 3);
@@ -761,7 +763,7 @@ fn case_20_retrieval_writes_along_one_axis_and_reads_along_another() {
         let v = net.input("values").one_hot(3).expand(0, 2);
         let (k, beta) = (table("keys"), net.full(&[2], 0.0).along(&v));
         let memory = net.write("memory", &net.memory("memory", &slot), &[("k", &k), ("v", &v), ("beta", &beta)]);
-        let y = net.read("memory", &memory, "none", &[("q", &table("query"))]).remove(0);
+        let y = net.read("memory", &memory, QueryScale::None, &[("q", &table("query"))]).remove(0);
         net.output("value", &y.sum_over_axes(&[0]));
     });
     let f = p.entry("forward").unwrap();
@@ -782,7 +784,7 @@ fn case_21_translation_along_two_axes() {
         let y = net.embedding("embed", &net.input("target"), 17, 6, Init::normal(0.02));
         let memory = net.memory("cross", &slot);
         let memory = net.write("cross", &memory, &refs(&project(net, &slot, &x, &["k", "v", "beta"])));
-        let read = net.read("cross", &memory, "query", &refs(&project(net, &slot, &y, &["q"]))).remove(0);
+        let read = net.read("cross", &memory, QueryScale::Query, &refs(&project(net, &slot, &y, &["q"]))).remove(0);
         // Softmax attention across, for comparison, without a mask.
         let heads = |x: &Expr| x.reshape(&[2, 3]);
         let cross = net.attention(&heads(&y), &heads(&x), &heads(&x), 0.5, false, 0);

@@ -2,6 +2,7 @@
 //!
 //! Nothing here links a crate of the host: the tests see executables, files and exit codes, as a user does.
 
+pub mod arrays;
 pub mod documents;
 pub mod outside;
 pub mod process;

@@ -1,75 +1,8 @@
 //! One rule on tensors from a file, against a plain float64 loop.
 
-use std::collections::HashMap;
-use std::path::Path;
-
 use fwp_tests::Case;
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize_to_file};
-
-/// Numbers of a shape.
-#[derive(Clone, Debug, PartialEq)]
-struct Array {
-    shape: Vec<usize>,
-    data: Vec<f64>,
-}
-
-type Arrays = HashMap<String, Array>;
-
-impl Array {
-    fn zeros(shape: &[usize]) -> Array {
-        Array { shape: shape.into(), data: vec![0.0; shape.iter().product()] }
-    }
-
-    /// Numbers between -1 and 1, the same for the same name and shape.
-    fn random(name: &str, shape: &[usize]) -> Array {
-        let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        let mut draw = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
-        };
-        let mut array = Array::zeros(shape);
-        array.data.iter_mut().for_each(|x| *x = draw());
-        array
-    }
-
-    fn dot(&self, other: &Array) -> f64 {
-        assert_eq!(self.shape, other.shape);
-        self.data.iter().zip(&other.data).map(|(a, b)| a * b).sum()
-    }
-
-    /// The largest difference, relative to the largest number.
-    fn distance(&self, other: &Array) -> f64 {
-        assert_eq!(self.shape, other.shape);
-        let largest = other.data.iter().fold(1e-300, |m: f64, x| m.max(x.abs()));
-        self.data.iter().zip(&other.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest
-    }
-
-    fn moved(&self, by: f64, direction: &Array) -> Array {
-        let data = self.data.iter().zip(&direction.data).map(|(x, d)| x + by * d).collect();
-        Array { shape: self.shape.clone(), data }
-    }
-}
-
-fn write(path: &Path, arrays: &Arrays) {
-    let bytes: HashMap<&String, Vec<u8>> =
-        arrays.iter().map(|(n, a)| (n, a.data.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
-    let views = arrays.iter().map(|(n, a)| (n, TensorView::new(Dtype::F64, a.shape.clone(), &bytes[n]).unwrap()));
-    serialize_to_file(views, None, path).unwrap();
-}
-
-fn read(path: &Path, wanted: Dtype) -> Arrays {
-    let bytes = std::fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let numbers = |t: &TensorView<'_>| -> Vec<f64> {
-        assert_eq!(t.dtype(), wanted);
-        match wanted {
-            Dtype::F64 => t.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
-            _ => t.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
-        }
-    };
-    file.tensors().into_iter().map(|(n, t)| (n, Array { shape: t.shape().into(), data: numbers(&t) })).collect()
-}
+use fwp_tests::arrays::{Array, Arrays, read, write};
+use safetensors::tensor::Dtype;
 
 /// What becomes of keys and queries.
 #[derive(Clone, Copy)]
@@ -321,6 +254,8 @@ fn what_does_not_fit_is_refused_by_name_and_shape() {
     assert!(case.fails(&DELTA.replace("delta", "dellta"), 4).contains("did you mean `delta`?"));
     assert!(case.fails(&format!("{DELTA} --feature-map dpfp --set feature_map.mu=2"), 4).contains("`nu`"));
     assert!(case.fails(&format!("{DELTA} --set feature_map.nu=2"), 2).contains("--feature-map"));
+    assert!(case.fails(&format!("{DELTA} --layers 3 --layer 3"), 2).contains("--layer 3"));
+    assert!(case.fails(&format!("{DELTA} --max-len 0"), 2).contains("--max-len"));
     assert!(case.fails(&format!("{DELTA} --device cuda:99"), 5).contains("CUDA"));
     assert!(case.fails(&DELTA.replace("in.safe", "nothing.safe"), 3).contains("nothing.safetensors"));
     assert_eq!(case.run(&format!("{DELTA} --dtype float16")).status.code(), Some(2));

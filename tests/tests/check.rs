@@ -41,6 +41,24 @@ fn the_delta_rule_conforms() {
 }
 
 #[test]
+fn a_rule_that_wants_values_as_long_as_keys_gets_them() {
+    let case = Case::new();
+    // This case is one of the sizes that differ.
+    let (document, code) = check(&case, "ttt-linear --quick --case reference.steps");
+    assert_eq!((code, results(&document)), (0, vec![("reference.steps", "passed")]), "{document}");
+}
+
+#[test]
+fn a_rule_that_divides_by_what_cancels_is_judged_by_what_it_amplifies() {
+    let case = Case::new();
+    // Keys of length one and either sign: their sum in the denominator may be as good as nothing.
+    let (document, code) = check(&case, "gated-sum --set attention_normalisation=true --quick --case scan.agreement.primes");
+    let found = results(&document);
+    assert!(found == [("scan.agreement.primes", "passed")] || found == [("scan.agreement.primes", "skipped")], "{document}");
+    assert!(code == 0 || found[0].1 == "skipped", "{document}");
+}
+
+#[test]
 fn a_rule_that_hides_what_is_not_a_number_does_not_conform() {
     let case = Case::new();
     let rule = support::fixture("hides_nan");

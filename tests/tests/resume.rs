@@ -27,6 +27,13 @@ const CARRIED: Training = Training {
     stop_after: 30,
 };
 
+/// With random features that are drawn anew for every batch, and dropout beside them.
+const REDRAWN: Training = Training {
+    recipe: "language",
+    more: "--steps 80 --set feature_map.plugin=favor+ --set feature_map.m=6 --set eval.every=25 --set checkpoint.every=10",
+    stop_after: 30,
+};
+
 impl Training {
     fn whole(&self, case: &Case) -> Run {
         case.train(self.recipe, "whole", self.more)
@@ -147,6 +154,11 @@ fn a_language_model_that_carries_its_fast_weights_stopped_by_sigterm() {
 #[test]
 fn a_language_model_that_carries_its_fast_weights_killed() {
     killed(&CARRIED);
+}
+
+#[test]
+fn a_language_model_with_features_drawn_anew_for_every_batch_killed() {
+    killed(&REDRAWN);
 }
 
 #[test]

@@ -6,9 +6,9 @@
 
 use fwp_program::{Difference, ModelPrograms, Notice, SlotPrograms};
 use fwp_recipe::{PartChoice, PartKind, Resolved};
-use fwp_sdk::Ask;
 use fwp_sdk::build::{self, Dims, Memory};
 use fwp_sdk::program::{Kind, Program, SlotInterface, Type, entry, shape};
+use fwp_sdk::{Ask, Memories, NEEDS_FAST_WEIGHTS, NO_FAST_WEIGHTS, PartInfo};
 use fwp_task::TaskIo;
 use serde_json::{Map, Value};
 
@@ -110,6 +110,15 @@ impl Source<'_> {
         // A part that refuses while it describes itself says where in its own source. A key of a recipe is only what it declares:
         // other names between backticks are the plugin's own.
         let (place, cause) = placed(&refusal.cause);
+        let name = &self.chosen.info.name;
+        if cause == NEEDS_FAST_WEIGHTS {
+            let help = Some("write [update_rule] with plugin = \"NAME\"".into());
+            return self.recipe.error_at("update_rule", &format!("the slow net `{name}` needs an update rule"), help).into();
+        }
+        if cause == NO_FAST_WEIGHTS {
+            let help = Some("take [update_rule] and [feature_map] out, or --set update_rule= --set feature_map=".into());
+            return self.recipe.error_at("update_rule", &format!("the slow net `{name}` has no fast weights"), help).into();
+        }
         let declared = |key: &str| self.chosen.info.fields.iter().any(|f| f.name == key);
         if let Some((key, message, help)) = blamed_key(cause).filter(|(key, ..)| place.is_none() || declared(key)) {
             let path = format!("{}.{key}", self.choice.section);
@@ -255,6 +264,7 @@ pub fn interface(slot: &str, dims: Dims, rule: &Program) -> Result<SlotInterface
 /// A part that is not there, refuses its configuration, or describes something that cannot be used.
 pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, asker: &Asker) -> Result<Composition, Failure> {
     let net = source(recipe, &recipe.slow_net, catalogue, asker).await?;
+    rules_have_their_places(recipe, &net.chosen.info)?;
     let mut maps = Vec::new();
     let mut rules = Vec::new();
     for slot in &recipe.slots {
@@ -267,8 +277,8 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
     let names: Vec<String> = recipe.slots.iter().map(|s| s.name.clone()).collect();
     let ask = Ask::Memories { task: task.clone(), slots: names.clone() };
     let bytes = all(asker, vec![(&net, net.job(ask))]).await?.remove(0);
-    let memories: Vec<Memory> = serde_json::from_slice(&bytes).map_err(|e| unreadable(&net, &e.to_string()))?;
-    if memories.len() != names.len() || memories.iter().any(|m| m.heads == 0 || m.key == 0 || m.value == 0) {
+    let Memories { slots: memories, layers } = serde_json::from_slice(&bytes).map_err(|e| unreadable(&net, &e.to_string()))?;
+    if layers == 0 || memories.len() != names.len() || memories.iter().any(|m| m.heads == 0 || m.key == 0 || m.value == 0) {
         return Err(unreadable(&net, "it must want fast weights of at least one head, key and value in every slot"));
     }
 
@@ -279,7 +289,8 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
         if features == 0 {
             return Err(unreadable(map, &format!("it makes no features of a key of {}", memory.key)));
         }
-        dims.push(Dims { heads: memory.heads, key_raw: memory.key, key: features, value: memory.value });
+        let Memory { heads, key: key_raw, value } = *memory;
+        dims.push(Dims { heads, key_raw, key: features, value, layers, max_len: io.max_len });
     }
 
     let map_jobs = maps.iter().zip(&dims).map(|(m, d)| (m, m.job(Ask::Map { dim: d.key_raw })));
@@ -312,6 +323,29 @@ pub async fn compose(recipe: &Resolved, io: &TaskIo, catalogue: &mut Catalogue, 
     Ok(composition)
 }
 
+/// Refuses rules that the slow net cannot tell apart: it knows them by their names, or by the layers that they list.
+fn rules_have_their_places(recipe: &Resolved, net: &PartInfo) -> Result<(), Failure> {
+    let refuse = |path: &str, message: String, help: String| Err(recipe.error_at(path, &message, Some(help)).into());
+    if net.slots.is_empty() {
+        let mut all = recipe.slots.iter().filter(|s| s.layers.is_none());
+        if let (Some(first), Some(second)) = (all.next(), all.next()) {
+            let message = format!("neither this rule nor `{}` lists its layers, so both take all", first.name);
+            return refuse(&second.update_rule.section, message, "give all rules but one layers = [...]".into());
+        }
+        return Ok(());
+    }
+    let sections = || net.slots.iter().map(|s| format!("[update_rule.{s}]")).collect::<Vec<_>>().join(" and ");
+    if let Some(other) = recipe.slots.iter().find(|s| !net.slots.contains(&s.name)) {
+        let message = format!("the slow net `{}` has no place for a rule of this name", net.name);
+        return refuse(&other.update_rule.section, message, format!("its rules are {}", sections()));
+    }
+    if let Some(name) = net.slots.iter().find(|n| !recipe.slots.iter().any(|s| s.name == **n)) {
+        let message = format!("the slow net `{}` needs the rule `{name}`", net.name);
+        return refuse("update_rule", message, format!("write {}, each with plugin = \"NAME\"", sections()));
+    }
+    Ok(())
+}
+
 /// Refuses a rule that lists a layer which the slow net lacks, or that is left without any.
 fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<(), Failure> {
     let net = &composition.slow_net;
@@ -322,10 +356,17 @@ fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<
         let section = &slot.update_rule.section;
         let lacks = |layer: &&usize| !used.may_use(&slot.name, **layer);
         if let Some(layer) = slot.layers.iter().flatten().find(lacks) {
-            let help = format!("list layers below {count}, or change the slow net");
-            return Err(recipe
-                .error_at(&format!("{section}.layers"), &format!("there is no layer {layer}: {has}"), Some(help))
-                .into());
+            let (message, help) = if *layer < count {
+                (format!("layer {layer} of the slow net `{}` has no fast weights", net.name), "list layers that have them".into())
+            } else {
+                (format!("there is no layer {layer}: {has}"), format!("list layers below {count}, or change the slow net"))
+            };
+            return Err(recipe.error_at(&format!("{section}.layers"), &message, Some(help)).into());
+        }
+        if used.layers.is_empty() && used.outside.is_empty() {
+            let message = format!("the slow net `{}` uses no fast weights as it is configured", net.name);
+            let help = "take [update_rule] and [feature_map] out, or --set update_rule= --set feature_map=".into();
+            return Err(recipe.error_at("update_rule", &message, Some(help)).into());
         }
         if !used.uses(&slot.name) {
             let message = format!("no layer is left for the rule: {has}, and other rules take them");

@@ -210,7 +210,7 @@ const RULES: [Make; 16] = [
 ];
 
 fn dims(key: usize, value: usize) -> Dims {
-    Dims { heads: 2, key_raw: key, key, value }
+    Dims { heads: 2, key_raw: key, key, value, ..Dims::ONE }
 }
 
 fn canonical(rule: &Program) -> Canonical {

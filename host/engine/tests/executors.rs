@@ -24,7 +24,12 @@ fn only(executor: Executor) -> Arc<Executors> {
 }
 
 fn delta(dk: usize, dv: usize) -> Program {
-    rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), Dims { key_raw: dk, key: dk, value: dv, heads: 2 })
+    rule(
+        Part::update_rule::<fwp_rule_delta::Delta>(),
+        "delta",
+        json!({}),
+        Dims { key_raw: dk, key: dk, value: dv, heads: 2, ..Dims::ONE },
+    )
 }
 
 /// Outputs, states and gradients.
@@ -90,7 +95,7 @@ fn a_feature_map_is_part_of_the_kernel() {
         let m = 2 * nu * d;
         let settings = json!({ "nu": nu, "normalise": normalise });
         let map = support::map(Part::feature_map::<fwp_map_dpfp::Dpfp>(), "dpfp", settings, d);
-        let dims = Dims { key_raw: d, key: m, value: dv, heads: 2 };
+        let dims = Dims { key_raw: d, key: m, value: dv, heads: 2, ..Dims::ONE };
         let rule = rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), dims);
         // Not near the kinks of the map, which two precisions meet on either side.
         let trial = Trial { states: true, resets: true, masked: true, offset: 1.5, ..Trial::new(2, 21, 2) };
@@ -115,7 +120,7 @@ fn a_feature_map_is_part_of_the_kernel() {
 #[test]
 fn the_normalised_additive_rule_too() {
     for (b, t, h, dk, dv) in [(3, 3, 3, 3, 3), (2, 11, 3, 5, 7), (1, 40, 2, 24, 16)] {
-        let dims = Dims { key_raw: dk, key: dk, value: dv, heads: 2 };
+        let dims = Dims { key_raw: dk, key: dk, value: dv, heads: 2, ..Dims::ONE };
         let rule = rule(
             Part::update_rule::<fwp_rule_additive::Additive>(),
             "additive",

@@ -5,7 +5,6 @@ mod support;
 use std::collections::BTreeMap;
 
 use fwp_engine::command::apply::apply;
-use fwp_engine::exec::scan::Read;
 use fwp_engine::model::Model;
 use fwp_engine::train::TrainModel;
 use fwp_map_identity::Identity;
@@ -66,20 +65,27 @@ macro_rules! nets {
 
 nets! {
     Reading "reading" {
-        /// Which state is read.
-        read: String = "after".to_string(),
+        /// Whether the state before the step is read.
+        before: bool = false,
+        /// Length of the chunks whose first state is read; 0 is none.
+        chunk: usize = 0,
         /// Where the scale goes.
-        scale: String = "none".to_string(),
+        scale: QueryScale = QueryScale::None,
     } |me, net| {
         let p = parts(net);
         let inputs: [(&str, &Expr); 4] = [("q", &p.q), ("k", &p.k), ("v", &p.v), ("beta", &p.beta)];
-        net.fast_weights_reading("fast", &net.slot("main"), &me.scale, &me.read, &inputs)[0].clone()
+        let read = match (me.before, me.chunk) {
+            (true, _) => ReadAt::Before,
+            (false, 0) => ReadAt::After,
+            (false, steps) => ReadAt::ChunkStart(steps),
+        };
+        net.fast_weights_reading("fast", &net.slot("main"), me.scale, read, &inputs)[0].clone()
     }
     Apart "apart" {} |_me, net| {
         let p = parts(net);
         let memory = net.memory("fast", &net.slot("main"));
         let memory = net.write("fast", &memory, &[("k", &p.k), ("v", &p.v), ("beta", &p.beta)]);
-        net.read("fast", &memory, "none", &[("q", &p.q)])[0].clone()
+        net.read("fast", &memory, QueryScale::None, &[("q", &p.q)])[0].clone()
     }
     // The sequence is written, then one more key from its mean, where a mask allows it.
     Once "once" {} |_me, net| {
@@ -89,7 +95,7 @@ nets! {
         let allowed = p.beta.mean_over().sum().less(0.0);
         let (k, v, beta) = (p.k.mean_over(), p.v.mean_over(), p.beta.mean_over());
         let memory = net.write("fast", &memory, &[("k", &k), ("v", &v), ("beta", &beta), ("write", &allowed)]);
-        net.read("fast", &memory, "none", &[("q", &p.q)])[0].clone()
+        net.read("fast", &memory, QueryScale::None, &[("q", &p.q)])[0].clone()
     }
 }
 
@@ -185,11 +191,11 @@ fn reads(
 #[test]
 fn the_state_after_before_and_at_the_start_of_the_chunk_is_read() {
     let x = inputs(2, 8, Some(8));
-    let model = |r: &str| built::<Reading>(json!({ "read": r }), Some("time"));
-    reads(&y_of(&model("after"), &x), &x, |_| false, 1.0, |t| t + 1);
-    reads(&y_of(&model("before"), &x), &x, |_| false, 1.0, |t| t);
+    let model = |config| built::<Reading>(config, Some("time"));
+    reads(&y_of(&model(json!({})), &x), &x, |_| false, 1.0, |t| t + 1);
+    reads(&y_of(&model(json!({ "before": true })), &x), &x, |_| false, 1.0, |t| t);
     for chunk in [1, 3, 4, 100] {
-        reads(&y_of(&model(&format!("chunk:{chunk}")), &x), &x, |_| false, 1.0, |t| t / chunk * chunk);
+        reads(&y_of(&model(json!({ "chunk": chunk })), &x), &x, |_| false, 1.0, |t| t / chunk * chunk);
     }
 }
 
@@ -200,9 +206,9 @@ fn chunks_and_earlier_reads_count_from_the_reset() {
     let flags: Vec<bool> = (0..16).map(|i| at(i % 8)).collect();
     let plain = x.clone_all();
     x.insert("reset".into(), Tensor::from_slice(&flags).reshape([2, 8]));
-    let model = |r: &str| built::<Reading>(json!({ "read": r }), Some("time"));
-    reads(&y_of(&model("before"), &x), &plain, at, 1.0, |t| t);
-    reads(&y_of(&model("chunk:3"), &x), &plain, at, 1.0, |t| if t < 5 { t / 3 * 3 } else { 5 });
+    let model = |config| built::<Reading>(config, Some("time"));
+    reads(&y_of(&model(json!({ "before": true })), &x), &plain, at, 1.0, |t| t);
+    reads(&y_of(&model(json!({ "chunk": 3 })), &x), &plain, at, 1.0, |t| if t < 5 { t / 3 * 3 } else { 5 });
 }
 
 #[test]
@@ -223,7 +229,8 @@ fn a_chunk_starts_where_a_write_is_masked_too() {
             let place = p.beta.position();
             let write = place.equal(3).or(place.equal(4)).not();
             let inputs: [(&str, &Expr); 5] = [("q", &p.q), ("k", &p.k), ("v", &p.v), ("beta", &p.beta), ("write", &write)];
-            let y = net.fast_weights_reading("fast", &net.slot("main"), "none", "chunk:3", &inputs)[0].clone();
+            let y =
+                net.fast_weights_reading("fast", &net.slot("main"), QueryScale::None, ReadAt::ChunkStart(3), &inputs)[0].clone();
             net.output("y", &y.reshape(&[H * DV]));
         }
     }
@@ -271,7 +278,7 @@ fn groups_of_heads_share_what_they_are_given() {
             let x = net.input("x");
             let part = |start, heads: usize, d: usize| x.slice(0, start, heads * d).reshape(&[heads, d]);
             let given: [(&str, &Expr); 3] = [("q", &part(0, 4, 3)), ("k", &part(12, 2, 3)), ("v", &part(18, 4, 2))];
-            net.output("y", &net.fast_weights("fast", &net.slot("main"), "none", &given)[0].reshape(&[8]));
+            net.output("y", &net.fast_weights("fast", &net.slot("main"), QueryScale::None, &given)[0].reshape(&[8]));
         }
     }
     let slot = slot::<Shared, Identity>(json!({}), json!({}), 4, 3, 2);
@@ -343,7 +350,7 @@ fn one_more_write_without_an_axis_where_a_mask_allows_it() {
 #[test]
 fn a_rule_that_does_not_come_apart_says_why_and_where() {
     let slot = slot::<Direct, Identity>(json!({}), json!({}), H, DK, DV);
-    let programs = compose::<Reading>(json!({ "read": "before" }), &task(Some("time")), Some(slot));
+    let programs = compose::<Reading>(json!({ "before": true }), &task(Some("time")), Some(slot));
     let error = format!("{:#}", model(&programs, 1).forward(&inputs(1, 3, Some(3)), &EVAL, None).unwrap_err());
     for wanted in ["direct", "`tanh`", "`v`", "memories.rs:"] {
         assert!(error.contains(wanted), "{wanted} in: {error}");
@@ -351,15 +358,9 @@ fn a_rule_that_does_not_come_apart_says_why_and_where() {
 }
 
 #[test]
-fn the_read_of_a_node_is_parsed() {
-    assert_eq!(Read::parse("chunk:12").unwrap(), Read::ChunkStart(12));
-    assert!(Read::parse("chunk:x").is_err() && Read::parse("later").is_err());
-}
-
-#[test]
 fn segments_change_nothing_but_memory() {
     let task = task(Some("time"));
-    for config in [json!({}), json!({ "read": "before" }), json!({ "read": "chunk:4" })] {
+    for config in [json!({}), json!({ "before": true }), json!({ "chunk": 4 })] {
         let made = |limit| {
             let slot = slot::<Delta, Identity>(json!({}), json!({ "normalise": "l2" }), H, DK, DV);
             Model::new(&compose::<Reading>(config.clone(), &task, Some(slot)), DOUBLE, 1, limit).unwrap()
@@ -429,7 +430,12 @@ fn kept_by_a_long_walk() {
             let x = net.input("x");
             let part = |start| x.slice(0, start, 512).reshape(&[8, 64]).l2_normalise(1e-6);
             let (q, k, v, beta) = (part(0), part(512), part(1024), x.slice(0, 0, 8));
-            let o = net.fast_weights("fast", &net.slot("main"), "none", &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)]);
+            let o = net.fast_weights(
+                "fast",
+                &net.slot("main"),
+                QueryScale::None,
+                &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)],
+            );
             net.output("y", &o[0].reshape(&[512]));
         }
     }

@@ -87,7 +87,7 @@ nets! {
             let memory = net.write("fast", &s[1], &[("k", &k), ("v", &v), ("beta", &beta)]);
             let mut h = pre.tanh();
             for _ in 0..2 {
-                let read = net.read("fast", &memory, "none", &[("q", &h.reshape(&[2, 3]))])[0].reshape(&[4]);
+                let read = net.read("fast", &memory, QueryScale::None, &[("q", &h.reshape(&[2, 3]))])[0].reshape(&[4]);
                 h = (&pre + net.linear("back", &read, D, normal())).layer_norm(1e-5).tanh();
             }
             (vec![h.clone(), memory], vec![h])
@@ -105,7 +105,7 @@ nets! {
         let k = net.linear("k", &x, 6, normal()).reshape(&[2, 3]);
         let v = net.linear("v", &x, 4, normal()).reshape(&[2, 2]);
         let beta = net.linear("beta", &x, 2, normal());
-        let o = net.fast_weights("fast", &slot, "query", &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)])[0].reshape(&[4]);
+        let o = net.fast_weights("fast", &slot, QueryScale::Query, &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)])[0].reshape(&[4]);
         net.linear("o", &o, D, normal())
     }
     Chunked "chunked" |net, x| {
@@ -115,8 +115,8 @@ nets! {
         let v = net.linear("v", &x, 4, normal()).reshape(&[2, 2]);
         let beta = net.linear("beta", &x, 2, normal());
         let inputs: [(&str, &Expr); 4] = [("q", &q), ("k", &k), ("v", &v), ("beta", &beta)];
-        let a = net.fast_weights_reading("fast", &slot, "output", "chunk:3", &inputs)[0].reshape(&[4]);
-        let b = net.fast_weights_reading("fast", &slot, "none", "before", &inputs)[0].reshape(&[4]);
+        let a = net.fast_weights_reading("fast", &slot, QueryScale::Output, ReadAt::ChunkStart(3), &inputs)[0].reshape(&[4]);
+        let b = net.fast_weights_reading("fast", &slot, QueryScale::None, ReadAt::Before, &inputs)[0].reshape(&[4]);
         net.linear("o", &(a + b), D, normal())
     }
     // All at once, in two blocks.
@@ -129,7 +129,7 @@ nets! {
             let k = net.linear("k", &x, 6, normal()).reshape(&[2, 3]).l2_normalise(1e-6);
             let v = net.linear("v", &x, 4, normal()).reshape(&[2, 2]);
             let beta = net.linear("beta", &x, 2, normal());
-            let o = net.fast_weights("fast", &slot, "none", &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)])[0].reshape(&[4]);
+            let o = net.fast_weights("fast", &slot, QueryScale::None, &[("q", &q), ("k", &k), ("v", &v), ("beta", &beta)])[0].reshape(&[4]);
             let x = x + net.linear("o", &o, D, normal());
             let x = &x + net.attention(&q, &k, &q, 0.5, true, 3).reshape(&[D]);
             let h = net.full_of(D);

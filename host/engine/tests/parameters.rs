@@ -7,7 +7,7 @@ use fwp_engine::train::{Pass, TrainModel};
 use fwp_sdk::build::Random;
 use fwp_sdk::prelude::*;
 use serde_json::json;
-use support::{EVAL, Numbers, TRAIN, close, compose, forward, model, parameter, sequence_task, slot, values, y_of};
+use support::{EVAL, Numbers, TRAIN, close, compose, forward, model, parameter, sequence_task, slot, slot_of, values, y_of};
 use tch::{Kind, Tensor};
 
 config! {
@@ -86,7 +86,7 @@ impl SlowNet for Stack {
             let x = &(&x[0] * (1.0 + net.layer().to_float()));
             let part = |name: &str| net.linear(name, x, 6, Init::normal(0.5)).reshape(&[2, 3]);
             let shift = net.parameter("shift", &[6], init());
-            let o = net.fast_weights("fast", &slot, "none", &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
+            let o = net.fast_weights("fast", &slot, QueryScale::None, &[("q", &part("q")), ("k", &part("k")), ("v", &part("v"))]);
             vec![(o[0].reshape(&[6]) + shift).rms_norm(1e-3)]
         });
         net.output("y", &x[0]);
@@ -125,6 +125,46 @@ fn scopes_have_their_shapes_names_and_places() {
     assert_eq!(m.parameters().iter().filter(|p| p.name == "shared.main.c").count(), 1);
 }
 
+config! {
+    /// A rule that adds a vector of its layer.
+    pub struct OfItsLayer {}
+}
+impl UpdateRule for OfItsLayer {
+    const NAME: &'static str = "of-its-layer";
+    const CITATION: &'static str = "test";
+    const OBJECTIVE: &'static str = "none: a test";
+    fn signature(&self, d: Dims) -> Signature {
+        let row = |r: &Random, shape: &[usize]| r.normal(&[shape[0]]).expand(1, shape[1]);
+        Signature::new(d)
+            .state("w", [d.value, d.key], StateStart::Zeros)
+            .parameter("table", [d.layers, d.value], Init::program(row))
+            .scope(Scope::Model)
+    }
+    fn step(&self, s: &mut Step) {
+        let (q, k, v) = s.query_key_value();
+        let w = s.state("w") + outer(v, k);
+        s.output(0.0 * w.matvec(q) + s.at_layer(&s.parameter("table")));
+        s.set_state("w", w);
+    }
+}
+
+#[test]
+fn a_rule_takes_the_row_of_its_layer() {
+    let dims = Dims { heads: 2, key_raw: 3, value: 3, layers: 3, ..Dims::ONE };
+    for layers in 1..=3 {
+        let slot = slot_of::<OfItsLayer, Redrawn>(json!({}), json!({}), dims);
+        let m = model(&compose::<Stack>(json!({ "layers": layers }), &sequence_task(6, 6), Some(slot)), 1);
+        // The output is normalised and the shifts are known, so the layer's row shows in the last block.
+        let shift = values(&parameter(&m, &format!("layers.{}.shift", layers - 1)));
+        let row = values(&parameter(&m, "shared.main.table").get(layers as i64 - 1))[0];
+        let sums: Vec<f64> = shift.iter().map(|s| s + row).collect();
+        let rms = (sums.iter().map(|s| s * s).sum::<f64>() / 6.0 + 1e-3).sqrt();
+        let wanted: Vec<f64> = sums.iter().map(|s| s / rms).collect();
+        let y = y_of(&m, &Tensor::ones([1, 2, 6], (Kind::Double, tch::Device::Cpu)));
+        close(&y.get(0).get(1).detach(), &Tensor::from_slice(&wanted), 1e-12, &format!("{layers} layers"));
+    }
+}
+
 #[test]
 fn draws_depend_on_seed_and_name_and_on_nothing_else() {
     let same = |a: &Model, b: &Model, name: &str| parameter(a, name) == parameter(b, name);
@@ -157,6 +197,8 @@ impl SlowNet for Draws {
             net.parameter("normal", &[300, 200], Init::normal(0.5)),
             net.parameter("uniform", &[300, 200], Init::uniform(2.0)),
             net.parameter("glorot", &[300, 200], Init::xavier_uniform()),
+            net.parameter("rates", &[300, 200], Init::log_of_uniform(1.0, 16.0)),
+            net.parameter("steps", &[300, 200], Init::step_sizes(1e-3, 1e-1)),
             net.fixed("orthogonal", &[600, 8], Init::program(|r, s| r.orthogonal(s[0], s[1]))),
             net.fixed("ragged", &[5, 3], Init::program(|r, s| r.orthogonal(s[0], s[1]))),
         ];
@@ -180,6 +222,12 @@ fn draws_have_their_distributions() {
     let bound = (6.0f64 / 500.0).sqrt();
     let largest = p("glorot").abs().max().double_value(&[]);
     assert!(largest <= bound && largest > 0.99 * bound, "Glorot and Bengio's bound");
+    let rates = p("rates").exp();
+    assert!(rates.min().double_value(&[]) >= 1.0 - 1e-12 && rates.max().double_value(&[]) < 16.0 + 1e-12);
+    assert!((mean(&rates) - 8.5).abs() < 0.07, "rates of decay");
+    let steps = p("steps").exp().log1p().log();
+    assert!(steps.min().double_value(&[]) > 1e-3f64.ln() - 1e-9 && steps.max().double_value(&[]) < 1e-1f64.ln() + 1e-9);
+    assert!((mean(&steps) - 1e-2f64.ln()).abs() < 0.022, "logarithms of step sizes");
 
     // Blocks of n rows are orthogonal; lengths are those of Gaussian vectors, directions uniform.
     let rows = p("orthogonal");

@@ -73,7 +73,7 @@ fn delta_agrees_with_its_equation() {
 #[test]
 fn additive_agrees_with_its_equation() {
     for (b, t, h, dk, dv) in SIZES {
-        let dims = Dims { heads: h as usize, key_raw: dk, key: dk, value: dv };
+        let dims = Dims { heads: h as usize, key_raw: dk, key: dk, value: dv, ..Dims::ONE };
         let inputs = [("q", vec![dk]), ("k", vec![dk]), ("v", vec![dv])];
         let part = || Part::update_rule::<fwp_rule_additive::Additive>();
         let plain = rule(part(), "additive", json!({}), dims);
@@ -85,7 +85,7 @@ fn additive_agrees_with_its_equation() {
 fn attention_normalisation_agrees_with_its_equation() {
     // Positive keys and queries, as feature maps give them: the divisor stays away from zero.
     let (b, t, h, dk, dv) = (2, 7, 3, 5, 2);
-    let dims = Dims { heads: h as usize, key_raw: dk, key: dk, value: dv };
+    let dims = Dims { heads: h as usize, key_raw: dk, key: dk, value: dv, ..Dims::ONE };
     let program =
         rule(Part::update_rule::<fwp_rule_additive::Additive>(), "additive", json!({"attention_normalisation": true}), dims);
     let mut numbers = Numbers::new(5);
@@ -110,7 +110,7 @@ fn attention_normalisation_agrees_with_its_equation() {
 }
 
 fn delta_program(heads: usize, dk: usize, dv: usize) -> fwp_sdk::program::Program {
-    let dims = Dims { heads, key_raw: dk, key: dk, value: dv };
+    let dims = Dims { heads, key_raw: dk, key: dk, value: dv, ..Dims::ONE };
     rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), dims)
 }
 

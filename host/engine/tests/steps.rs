@@ -223,7 +223,7 @@ impl FeatureMap for Turning {
 }
 
 fn dims(heads: i64, dk: usize, dv: usize) -> Dims {
-    Dims { heads: heads as usize, key_raw: dk, key: dk, value: dv }
+    Dims { heads: heads as usize, key_raw: dk, key: dk, value: dv, ..Dims::ONE }
 }
 
 fn described<R: UpdateRule>(dims: Dims) -> Program {
@@ -289,7 +289,7 @@ fn a_system_solved_in_every_step() {
 fn a_map_with_parameters_before_and_inside_of_the_step() {
     for (b, t, h, dk, dv) in SIZES {
         let map = testing::map::<Turning>(json!({ "normalise": "l2", "normalise_eps": 0.1 }), dk).unwrap();
-        let dims = Dims { heads: h as usize, key_raw: dk, key: dk + 2, value: dv };
+        let dims = Dims { heads: h as usize, key_raw: dk, key: dk + 2, value: dv, ..Dims::ONE };
         for rule in [described::<Mapped>(dims), described::<Inside>(dims), described::<Product>(dims), described::<Trained>(dims)]
         {
             agrees(&rule, &map, &Trial::new(b, t, h));

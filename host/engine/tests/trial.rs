@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 
 /// The delta rule for keys of 5 and values of 3.
 fn delta() -> Subject {
-    let dims = Dims { heads: 2, key_raw: 5, key: 5, value: 3 };
+    let dims = Dims { heads: 2, key_raw: 5, key: 5, value: 3, ..Dims::ONE };
     let rule = support::rule(Part::update_rule::<fwp_rule_delta::Delta>(), "delta", json!({}), dims);
     Subject::new("test", &rule, &support::identity(5), 2, 5, 3, true).unwrap()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fwp_sdk::program::shape;
-use fwp_sdk::program::{Function, Parameter, Program, Type, entry};
+use fwp_sdk::program::{Function, MapRole, Parameter, Program, Type, entry};
 
 use crate::error::{CheckError, Problem};
 use crate::gradient::expand_function;
@@ -68,7 +68,7 @@ pub fn equivalent(a: &Function, b: &Function, p: &Program, seed: u64) -> Result<
         let mut random = Random::new(seed.wrapping_add(trial as u64));
         let mut inputs = random_inputs(p, &[&a, &b], trial as i64, &mut random).map_err(|e| failed(&e))?;
         let map_seed = seed ^ 0x5eed;
-        let phi = |role: &str, x: &Array| Ok(stand_in(p, role, x, map_seed));
+        let phi = |role: MapRole, x: &Array| Ok(stand_in(p, role, x, map_seed));
         inputs.phi = Some(&phi);
         let first = evaluate(p, &a, &mut inputs).map_err(|e| failed(&e))?;
         let second = evaluate(p, &b, &mut inputs).map_err(|e| failed(&e))?;
@@ -169,11 +169,11 @@ fn normal(shape: &[usize], random: &mut Random) -> Array {
 }
 
 /// A smooth map that mixes all features, with as many features as the rule expects.
-pub(crate) fn stand_in(p: &Program, role: &str, x: &Array, seed: u64) -> Array {
+pub(crate) fn stand_in(p: &Program, role: MapRole, x: &Array, seed: u64) -> Array {
     let from = x.shape.first().copied().unwrap_or(1);
     let sizes = crate::check::phi_sizes(p);
     let to = sizes.iter().find(|(a, _)| *a == from).map_or(from, |(_, b)| *b);
-    let mut random = Random::new(seed ^ role.len() as u64);
+    let mut random = Random::new(seed ^ role as u64);
     let values = x.floats().unwrap_or_default();
     let feature = |_| {
         let mixed: f64 = values.iter().map(|v| v * random.normal()).sum();

@@ -51,6 +51,6 @@ pub use graph::pruned;
 pub use layers::{LayersOfSlots, layers_of_slots};
 pub use model::{ModelPrograms, ParameterSpec, SlotPrograms, Source, block, child, map_prefix, path};
 pub use phi::{with_feature_map, with_mapped_inputs};
-pub use print::print;
-pub use schedule::{When, schedule, sunk};
+pub use print::{formula, print};
+pub use schedule::{When, schedule, stateless, sunk};
 pub use separate::{Inseparable, Separation, separate};

@@ -1,7 +1,7 @@
 //! The rule with the feature map put in: for `phi`, and around its inputs.
 
 use fwp_sdk::program::shape;
-use fwp_sdk::program::{Function, Node, NodeId, Op, Program, Role, Span, Type, entry};
+use fwp_sdk::program::{Function, MapRole, Node, NodeId, Op, Program, Role, Span, Type, entry};
 
 use crate::error::{CheckError, Problem};
 use crate::graph::sizes;
@@ -36,7 +36,7 @@ pub fn with_feature_map(rule: &Program, map: &Program) -> Result<Program, CheckE
             let operands: Vec<NodeId> = node.operands.iter().map(|o| place[*o as usize]).collect();
             let last = match &node.op {
                 Op::Phi { role, size } => {
-                    let called = if role == "query" { query } else { key };
+                    let called = if *role == MapRole::Query { query } else { key };
                     apply(&mut g, operands[0], sizes(&types[node.operands[0] as usize]), called, *size, node.span)
                 }
                 op => add(&mut g, shifted(op, shift), operands, node.span),
@@ -75,8 +75,8 @@ pub fn with_mapped_inputs(
                 && let (Type::Tensor(raw), Type::Tensor(own)) = (&from.arguments[0].ty, &mut g.arguments[index as usize].ty)
                 && let (Some(size), Some(d)) = (own.shape.last_mut(), raw.shape.last())
             {
-                let role = if query { "query" } else { "key" };
-                let phi = Op::Phi { role: role.into(), size: *size };
+                let role = if query { MapRole::Query } else { MapRole::Key };
+                let phi = Op::Phi { role, size: *size };
                 *size = *d;
                 last = add(&mut g, phi, vec![last], node.span);
             }

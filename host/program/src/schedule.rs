@@ -115,6 +115,17 @@ pub fn sunk(f: &Function, when: &[When]) -> Vec<When> {
     when
 }
 
+/// The same for a function that reads no state, as a kernel computes it: step by step, whatever varies by step.
+pub fn stateless(f: &Function, types: &[Type]) -> Vec<When> {
+    let mut when = schedule(f, types);
+    for (node, when) in f.nodes.iter().zip(&mut when) {
+        if *when == When::AllSteps && !matches!(node.op, Op::Argument { .. } | Op::StepIndex) {
+            *when = When::Step;
+        }
+    }
+    sunk(f, &when)
+}
+
 fn state_results(f: &Function) -> impl Iterator<Item = NodeId> {
     f.outputs.iter().filter(|o| o.name.starts_with("state.")).map(|o| o.node)
 }

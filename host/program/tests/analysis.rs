@@ -3,8 +3,8 @@
 mod support;
 
 use fwp_program::analysis::{
-    Affine, Analysis, Axis, Canonical, Class, Decay, Form, Obstacle, Query, Range, Reason, Side, Stratum, analyse,
-    canonical as only_canonical,
+    Additive as Added, Affine, Analysis, Axis, Canonical, Class, Decay, Form, Obstacle, Query, Range, Reason, Side, Stratum,
+    analyse, canonical as only_canonical,
 };
 use fwp_program::interpret::{Array, Inputs, evaluate};
 use fwp_sdk::UpdateRule;
@@ -14,7 +14,8 @@ use fwp_sdk::program::{Op, Program};
 use support::Delta;
 
 /// Sizes that are all different primes, and all equal: with equal ones no shape tells the sides apart.
-const SIZES: [Dims; 2] = [Dims { heads: 2, key_raw: 5, key: 7, value: 3 }, Dims { heads: 4, key_raw: 4, key: 4, value: 4 }];
+const SIZES: [Dims; 2] =
+    [Dims { heads: 2, key_raw: 5, key: 7, value: 3, ..Dims::ONE }, Dims { heads: 4, key_raw: 4, key: 4, value: 4, ..Dims::ONE }];
 
 fn analysed<R: UpdateRule>(dims: Dims) -> (Program, Analysis) {
     let p = support::rule::<R>(dims);
@@ -744,6 +745,29 @@ rule!(Held, |d| Signature::new(d).state("w", [d.value, d.key], StateStart::Zeros
     s.output(w.matvec(q));
     s.set_state("w", w);
 });
+// A batch of steps at one value of w, as test-time training has it: w is given there, and what sums its gradients is not.
+rule!(
+    HeldWithSums,
+    |d| Signature::new(d).state("w", [d.value, d.key], StateStart::Zeros).held(4).state(
+        "sum",
+        [d.value, d.key],
+        StateStart::Zeros
+    ),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let w = s.state("w");
+        let sum = s.state("sum") + outer(w.matvec(&k).layer_norm(1e-6) - v, k);
+        s.output((&w - &sum).matvec(q));
+        s.set_state("w", w - &sum);
+        s.set_state("sum", s.index().rem(4).equal(3).select(0, sum));
+    }
+);
+rule!(SignedColumns, |d| qkv(d).signal("a", [d.key]), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.state("w").scale_columns(s.signal("a")) + outer(v, k);
+    s.output(w.matvec(q));
+    s.set_state("w", w);
+});
 rule!(Squared, |d| qkv(d), |s| {
     let (q, k, v) = s.query_key_value();
     let w = s.state("w");
@@ -837,6 +861,15 @@ fn what_is_in_the_way_is_named() {
         let (class, _, _, obstacle, why) = refused::<Held>(dims);
         assert_eq!((class, obstacle), (Class::Held, Obstacle::Held));
         assert!(why.contains("4 steps"), "{why}");
+
+        let (class, _, _, obstacle, why) = refused::<HeldWithSums>(dims);
+        assert_eq!((class, obstacle), (Class::Held, Obstacle::Held));
+        assert!(why.contains("`w`"), "{why}");
+        let sum = &analysed::<HeldWithSums>(dims).1.findings[0];
+        assert_eq!((&sum.class, sum.additive, sum.states[0]), (&Class::Scalar, Added::Outer(1), 1));
+        let (_, _, _, obstacle, _) = refused::<SignedColumns>(dims);
+        assert_eq!(obstacle, Obstacle::Signed);
+        assert_eq!(class_of::<SignedColumns>(dims), [Class::Diagonal(Axis::Columns)]);
 
         let (class, ..) = refused::<Squared>(dims);
         assert_eq!(class, Class::NotAffine);

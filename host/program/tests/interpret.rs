@@ -1,7 +1,7 @@
 //! The interpreter's operators that no gradient test reaches: integers, masks, draws, and what it refuses.
 
 use fwp_program::interpret::{Array, Data, Inputs, Random, Value, evaluate};
-use fwp_sdk::program::{Function, Kind, Node, NodeId, Op, Output, Program, Span};
+use fwp_sdk::program::{Function, Kind, MapRole, Node, NodeId, Op, Output, Program, Span};
 
 /// Evaluates nodes whose last one is the result.
 fn last(nodes: &[(Op, &[NodeId])], inputs: &mut Inputs<'_>) -> Result<Array, String> {
@@ -131,6 +131,6 @@ fn what_has_no_value_is_said() {
     let table = (Op::Table { shape: vec![2], values: vec![1.0, 2.0] }, &[][..]);
     let e = last(&[table.clone(), int(2), (Op::Gather, &[0, 1])], &mut Inputs::default()).unwrap_err();
     assert!(e.contains("no row 2 of 2") && e.contains("`gather` (node 2)"), "{e}");
-    let e = last(&[table, (Op::Phi { role: "key".into(), size: 2 }, &[0])], &mut Inputs::default()).unwrap_err();
+    let e = last(&[table, (Op::Phi { role: MapRole::Key, size: 2 }, &[0])], &mut Inputs::default()).unwrap_err();
     assert!(e.contains("no feature map"), "{e}");
 }

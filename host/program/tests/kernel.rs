@@ -13,7 +13,7 @@ const DOUBLE: Target = Target { real: Real::F64, vector_bytes: 64 };
 const SINGLE: Target = Target { real: Real::F32, vector_bytes: 64 };
 
 fn dims(key: usize, value: usize) -> Dims {
-    Dims { heads: 1, key_raw: key, key, value }
+    Dims { heads: 1, key_raw: key, key, value, ..Dims::ONE }
 }
 
 /// A rule in double and single precision, with sizes that are equal and sizes that are primes.
@@ -419,6 +419,50 @@ fn sums_in_the_place_of_states() {
     assert_eq!(generate(&vector, SINGLE).unwrap().gradients[decay], Gradient::Steps { parts: 1 });
 }
 
+// A matrix that is added to another one: the gradient of the first needs that of the second as a whole.
+rule!(
+    Chained,
+    |dims| Signature::new(dims).state("a", [dims.value, dims.key], StateStart::Zeros).state(
+        "b",
+        [dims.value, dims.key],
+        StateStart::Zeros
+    ),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let a = s.state("a") + outer(&v, &k);
+        let b = s.state("b") + 0.1 * &a;
+        s.output(b.matvec(&q));
+        s.set_state("a", a);
+        s.set_state("b", b);
+    }
+);
+
+/// States that are too large to be walked back together are walked back one after the other, where one does not need the other's matrix.
+#[test]
+fn strata() {
+    let Some(cc) = compiler() else { return };
+    for (name, step, sizes, groups) in [
+        ("delta rnn", in_step(&support::rule::<DeltaRnn>(dims(64, 64))), "64 x 64", 2),
+        ("delta rnn", in_step(&support::rule::<DeltaRnn>(dims(40, 67))), "67 x 40", 2),
+        ("delta rnn", in_step(&support::rule::<DeltaRnn>(dims(16, 16))), "16 x 16", 1),
+        ("chained", in_step(&support::rule::<Chained>(dims(64, 64))), "64 x 64", 1),
+    ] {
+        let c = compile(&cc, &step, DOUBLE);
+        let said = c.kernel.notes.iter().find(|n| n.contains("walked back in"));
+        assert_eq!(said.map(|n| n.contains(&format!("in {groups} groups"))), (groups > 1).then_some(true), "{name} {sizes}");
+        for steered in [false, true] {
+            let mut w = draw(&step, 11, 2, 5, 0.3, 4);
+            w.interval = 4;
+            if steered {
+                let n = w.steps * w.sequences;
+                w.steering.reset = Some((0..n).map(|i| u8::from(i % 9 == 5)).collect());
+                w.steering.write = Some((0..n).map(|i| u8::from(i % 5 != 1)).collect());
+            }
+            agree(&format!("{name} {sizes} {steered}"), &c.run(&step, &w), &interpreted(&step, &w), 1e-10);
+        }
+    }
+}
+
 /// The adjoint alone, as the interpreter computes it, against differences of one step.
 #[test]
 fn adjoint_of_one_step() {
@@ -433,7 +477,7 @@ fn refusals() {
     use fwp_sdk::program::{Node, Op, Span};
     let mut step = in_step(&support::rule::<support::Delta>(dims(4, 4)));
     let last = step.function.outputs[0].node;
-    step.function.nodes.push(Node { op: Op::Phi { role: "key".into(), size: 4 }, operands: vec![last], span: Span::default() });
+    step.function.nodes.push(Node { op: Op::Phi { role: MapRole::Key, size: 4 }, operands: vec![last], span: Span::default() });
     step.function.outputs[0].node = step.function.nodes.len() as u32 - 1;
     let why = fwp_program::kernel::generate(&step, SINGLE).unwrap_err().to_string();
     assert!(why.contains("phi"), "{why}");

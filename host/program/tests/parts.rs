@@ -81,7 +81,7 @@ fn floats(v: &Value) -> Vec<f64> {
 
 #[test]
 fn the_objective_expands_to_the_equation() {
-    for dims in [DIMS, Dims { heads: 4, key_raw: 4, key: 4, value: 4 }] {
+    for dims in [DIMS, Dims { heads: 4, key_raw: 4, key: 4, value: 4, ..Dims::ONE }] {
         let p = describe::<Delta>(dims);
         assert!(check(&p).unwrap().is_empty());
         let expanded = expand_gradients(&p).unwrap();
@@ -145,7 +145,7 @@ fn gradients_carry_their_place_and_keep_types() {
 
 #[test]
 fn the_delta_rule_prints_as_its_equation() {
-    let dims = Dims { heads: 1, key_raw: 64, key: 64, value: 64 };
+    let dims = Dims { heads: 1, key_raw: 64, key: 64, value: 64, ..Dims::ONE };
     let text = print(&describe::<Delta>(dims));
     let step = text.split("\nstep\n").nth(1).unwrap().split("\nrestated\n").next().unwrap();
     let lines: Vec<String> =
@@ -557,7 +557,7 @@ impl SlowNet for WriteThenRead {
         let part = |name: &str, n: usize| net.linear(name, &x, 2 * n, Init::normal(1.0)).reshape(&[2, n]);
         let memory = net.memory("m", &slot);
         let memory = net.write("m", &memory, &[("k", &part("k", 5)), ("v", &part("v", 3))]);
-        let o = net.read("m", &memory, "none", &[("q", &part("q", 5))]);
+        let o = net.read("m", &memory, QueryScale::None, &[("q", &part("q", 5))]);
         net.output("logits", &net.linear("head", &o[0].reshape(&[6]), 11, Init::normal(1.0)));
     }
 }

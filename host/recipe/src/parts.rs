@@ -118,10 +118,21 @@ pub(crate) struct Parts {
     pub unused_maps: Vec<String>,
 }
 
-/// Reads the three sections of parts. Paths in the tree become absolute, and a missing feature map
-/// is filled in.
+/// Reads the three sections of parts. Paths in the tree become absolute, and the feature map of a rule that has none is filled
+/// in. There may be no rule.
 pub(crate) fn read(context: &Context, recipe: &mut Table) -> Result<Parts, RecipeError> {
-    if recipe.get("feature_map").is_none() {
+    // A slow net without fast weights has no rule; whether it wants one is the net's to say.
+    let empty = |recipe: &Table, section: &str| match recipe.get(section).map(|n| &n.item) {
+        Some(Item::Table(table)) => table.is_empty(),
+        Some(_) => false,
+        None => true,
+    };
+    if empty(recipe, "update_rule") {
+        recipe.remove("update_rule");
+        if empty(recipe, "feature_map") {
+            recipe.remove("feature_map");
+        }
+    } else if recipe.get("feature_map").is_none() {
         let mut table = Table::default();
         table.insert("plugin", Node::value(Value::Text("identity".into()), Source::Default));
         recipe.insert("feature_map", Node::new(Item::Table(table), Source::Default));
@@ -134,8 +145,12 @@ pub(crate) fn read(context: &Context, recipe: &mut Table) -> Result<Parts, Recip
     }
 
     let mut slow_nets = section(context, recipe, PartKind::SlowNet)?;
-    let maps = section(context, recipe, PartKind::FeatureMap)?;
-    let rules = section(context, recipe, PartKind::UpdateRule)?;
+    let mut optional = |kind: PartKind| match recipe.get(kind.section()) {
+        Some(_) => section(context, recipe, kind),
+        None => Ok(Vec::new()),
+    };
+    let maps = optional(PartKind::FeatureMap)?;
+    let rules = optional(PartKind::UpdateRule)?;
 
     let mut slots: Vec<SlotChoice> = Vec::new();
     let mut used = Vec::new();
@@ -351,7 +366,7 @@ fn layers(context: &Context, rule: &PartChoice, table: &Table) -> Result<Option<
     Ok(Some(layers))
 }
 
-/// Refuses two rules for one layer.
+/// Refuses two rules for one listed layer. Whether two rules may both list none is the slow net's to say, which may know them by name.
 fn overlap(
     context: &Context,
     recipe: &Table,
@@ -364,13 +379,6 @@ fn overlap(
         recipe.at(&path).map_or(Source::Default, |n| n.source.clone())
     };
     match (&other.layers, layers) {
-        (None, None) => Err(context
-            .error(
-                &source("plugin"),
-                &rule.section,
-                format!("neither this rule nor `{}` lists its layers, so both take all", other.name),
-            )
-            .help("give all rules but one layers = [...]".to_string())),
         (Some(theirs), Some(ours)) => match ours.iter().find(|l| theirs.contains(l)) {
             Some(layer) => Err(context
                 .error(

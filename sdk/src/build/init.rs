@@ -55,6 +55,11 @@ impl Random {
     pub fn eye(&self, n: usize) -> Expr {
         self.graph.node(Op::Eye { n }, &[])
     }
+    /// The integers 0 to n - 1.
+    #[track_caller]
+    pub fn arange(&self, n: usize) -> Expr {
+        self.graph.node(Op::Arange { n }, &[])
+    }
     /// Index of the head that the parameter is drawn for, from 0.
     #[track_caller]
     pub fn head(&self) -> Expr {
@@ -104,6 +109,16 @@ impl Init {
             let bound = (6.0 / shape.iter().sum::<usize>() as f64).sqrt();
             r.uniform(shape) * (2.0 * bound) - bound
         })
+    }
+    /// Logarithms of draws that are uniform in [least, greatest), such as rates of decay (Dao and Gu 2024, arXiv 2405.21060).
+    pub fn log_of_uniform(least: f64, greatest: f64) -> Init {
+        Init::ready_made(move |r, shape| (least + (greatest - least) * r.uniform(shape)).log())
+    }
+    /// What softplus takes to draws from [least, greatest) whose logarithms are uniform, such as step sizes (ibid.).
+    pub fn step_sizes(least: f64, greatest: f64) -> Init {
+        let (least, greatest) = (least.ln(), greatest.ln());
+        // The inverse of softplus is log(e^x - 1).
+        Init::ready_made(move |r, shape| (least + (greatest - least) * r.uniform(shape)).exp().expm1().log())
     }
     /// `scale` times the identity.
     pub fn scaled_identity(scale: f64) -> Init {

@@ -3,21 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::program::{Op, Program, Scope, TensorType, Training, Type, entry};
+use crate::program::{MapRole, Op, Program, Scope, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
 use super::graph::{Graph, Shared, constants, mistake_at};
 use super::init::Init;
 use super::tidy::tidy;
-
-/// What a feature map is applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapRole {
-    /// A query.
-    Query,
-    /// A key.
-    Key,
-}
 
 /// A feature map under description, for one vector of one head.
 pub struct Map {
@@ -37,9 +28,10 @@ impl Map {
         self.x.clone()
     }
     /// A trained parameter, one a head, shared by keys and queries unless the name tells them apart.
+    /// Matrices have weight decay and vectors (gains, scales, biases) have none, as in slow nets.
     #[track_caller]
     pub fn parameter(&self, name: &str, shape: &[usize], init: Init) -> Expr {
-        self.graph.parameter(name, shape, Scope::Head, Training::Trained { decay: true }, &init)
+        self.graph.parameter(name, shape, Scope::Head, Training::Trained { decay: shape.len() > 1 }, &init)
     }
     /// A random matrix, one a layer: drawn anew for every training batch where `redraw` says so, and fixed for evaluation.
     #[track_caller]

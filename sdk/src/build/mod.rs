@@ -13,7 +13,7 @@ mod tidy;
 pub use expr::{Expr, concat, outer, stack};
 pub use graph::{Mistake, refuse};
 pub use init::{Init, Random};
-pub use map::{Map, MapRole};
+pub use map::Map;
 pub use net::{Memory, Net, Port, PortKind, TaskIo};
 pub use operators::Operand;
 pub use signature::{Dims, Signature, StateStart};

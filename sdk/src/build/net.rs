@@ -6,12 +6,13 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::program::{DType, Op, Program, Scope, SlotInterface, TensorType, Training, Type, entry};
+use crate::program::{DType, Op, Program, QueryScale, ReadAt, Scope, SlotInterface, TensorType, Training, Type, entry};
 
 use super::expr::Expr;
 use super::graph::{Graph, Shared, constants, mistake};
 use super::init::Init;
 use super::tidy::tidy;
+use crate::part::NEEDS_FAST_WEIGHTS;
 
 /// What a task's input holds at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -264,12 +265,21 @@ impl Net {
         self.graph.node(Op::Attention { scale, causal, window }, &[q, k, v])
     }
 
+    /// As [`Net::attention`], causal, where a step sees only steps of its own `part`, an integer [] along the axis of the others.
+    #[track_caller]
+    pub fn attention_within(&self, q: &Expr, k: &Expr, v: &Expr, scale: f64, window: usize, part: &Expr) -> Expr {
+        self.graph.node(Op::Attention { scale, causal: true, window }, &[q, k, v, part])
+    }
+
     /// The slot with this name.
     #[track_caller]
     pub fn slot(&self, name: &str) -> SlotInterface {
         let slots = &self.context.slots;
         if let Some(slot) = slots.iter().find(|s| s.name == name) {
             return slot.clone();
+        }
+        if slots.is_empty() {
+            mistake(NEEDS_FAST_WEIGHTS);
         }
         let names: Vec<&str> = slots.iter().map(|s| s.name.as_str()).collect();
         mistake(format!("there is no fast-weight slot `{name}`; the recipe has {}", names.join(", ")))
@@ -280,6 +290,9 @@ impl Net {
     pub fn slot_of_layer(&self, layer: usize) -> SlotInterface {
         let layers = &self.context.layers;
         let listed = layers.iter().find(|(_, l)| l.as_ref().is_some_and(|l| l.contains(&layer)));
+        if layers.is_empty() {
+            mistake(NEEDS_FAST_WEIGHTS);
+        }
         match listed.or_else(|| layers.iter().find(|(_, l)| l.is_none())) {
             Some((name, _)) => self.slot(name),
             None => mistake(format!("no update rule of the recipe covers layer {layer}")),
@@ -288,25 +301,24 @@ impl Net {
 
     /// Feature map and update rule of a slot along the inputs' axis: the output `[heads, ...]`, then the extra outputs.
     ///
-    /// `name` names the rule's parameters; `scale` is `none`, `query` (key_dim^-1/2 on the query) or `output`.
+    /// `name` names the rule's parameters; `scale` says where the factor key_dim^-1/2 goes.
     #[track_caller]
-    pub fn fast_weights(&self, name: &str, slot: &SlotInterface, scale: &str, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
-        self.fast_weights_reading(name, slot, scale, "after", inputs)
+    pub fn fast_weights(&self, name: &str, slot: &SlotInterface, scale: QueryScale, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
+        self.fast_weights_reading(name, slot, scale, ReadAt::After, inputs)
     }
 
-    /// As [`Net::fast_weights`], reading the state `after` or `before` the step, or at the start of its `chunk:N`.
+    /// As [`Net::fast_weights`], reading the state that `read` names.
     #[track_caller]
     pub fn fast_weights_reading(
         &self,
         name: &str,
         slot: &SlotInterface,
-        scale: &str,
-        read: &str,
+        scale: QueryScale,
+        read: ReadAt,
         inputs: &[(&str, &Expr)],
     ) -> Vec<Expr> {
         let (names, operands) = unzip(inputs);
-        let op =
-            Op::FastWeights { slot: slot.name.clone(), name: name.into(), inputs: names, scale: scale.into(), read: read.into() };
+        let op = Op::FastWeights { slot: slot.name.clone(), name: name.into(), inputs: names, scale, read };
         let mut parts = self.graph.node(op, &operands).elements();
         parts.pop();
         parts
@@ -329,10 +341,10 @@ impl Net {
 
     /// What the memory answers, for every step of the inputs' axis: the output, then the extra outputs.
     #[track_caller]
-    pub fn read(&self, name: &str, memory: &Expr, scale: &str, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
+    pub fn read(&self, name: &str, memory: &Expr, scale: QueryScale, inputs: &[(&str, &Expr)]) -> Vec<Expr> {
         let (names, mut operands) = unzip(inputs);
         operands.insert(0, memory);
-        let op = Op::FastRead { slot: slot_of(memory), name: name.into(), inputs: names, scale: scale.into() };
+        let op = Op::FastRead { slot: slot_of(memory), name: name.into(), inputs: names, scale };
         self.graph.node(op, &operands).elements()
     }
 

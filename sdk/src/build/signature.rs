@@ -18,6 +18,15 @@ pub struct Dims {
     pub key: usize,
     /// Features of a value.
     pub value: usize,
+    /// Number of layers of the slow net, whichever of them use the rule.
+    pub layers: usize,
+    /// Longest sequence, in steps.
+    pub max_len: usize,
+}
+
+impl Dims {
+    /// Sizes of one, a single layer, and 1,024 steps: what is left out of a description is filled in from here.
+    pub const ONE: Dims = Dims { heads: 1, key_raw: 1, key: 1, value: 1, layers: 1, max_len: 1024 };
 }
 
 /// Initial value of a state.
@@ -102,7 +111,7 @@ impl Signature {
         if !plain {
             mistake(format!("`{name}` cannot be declared: a name is made of letters, digits and `_`"));
         }
-        if matches!(name, "o" | "write" | "reset") {
+        if matches!(name, "o" | "write" | "reset" | "layer") {
             mistake(format!("`{name}` cannot be declared: the host uses this name itself"));
         }
         if let Some((_, at)) = self.names.iter().find(|(n, _)| n == name) {

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::program::{Op, Program, Scope, State, StateInit, TensorType, Training, entry};
+use crate::program::{MapRole, Op, Program, Scope, State, StateInit, TensorType, Training, entry};
 
 use super::expr::Expr;
 use super::graph::{Graph, Place, Shared, constants, mistake, mistake_at};
+use super::init::Init;
 use super::signature::{Signature, StateStart, initial};
 use super::tidy::tidy;
 
@@ -22,6 +23,7 @@ pub struct Step {
     output: Vec<usize>,
     extras: Vec<(String, Vec<usize>)>,
     key: usize,
+    layers: usize,
 }
 
 #[track_caller]
@@ -69,17 +71,31 @@ impl Step {
     pub fn index(&self) -> Expr {
         self.graph.node(Op::StepIndex, &[])
     }
+    /// Row of a table `[layers, ..]` (a matrix or a vector) for the layer that these fast weights are in.
+    ///
+    /// The layer comes as a constant, as everything that differs between layers does, so executors need not know of it.
+    #[track_caller]
+    pub fn at_layer(&self, table: &Expr) -> Expr {
+        let layers = self.layers;
+        let shape = table.shape();
+        if shape.first() != Some(&layers) || shape.len() > 2 {
+            mistake(format!("expected a table with a row for each of {layers} layers (`dims.layers`), got {}", table.ty()));
+        }
+        let which = Init::program(move |random, _| random.layer().one_hot(layers));
+        let which = self.graph.parameter("layer", &[layers], Scope::Layer, Training::Constant, &which);
+        if shape.len() == 2 { table.matvec_t(which) } else { table.dot(which) }
+    }
     /// The recipe's feature map, for a key: `[key_raw]` to `[key]`.
     #[track_caller]
     pub fn phi(&self, x: impl Into<Expr>) -> Expr {
         let x = x.into();
-        x.graph.node(Op::Phi { role: "key".into(), size: self.key }, &[&x])
+        x.graph.node(Op::Phi { role: MapRole::Key, size: self.key }, &[&x])
     }
     /// The recipe's feature map, for a query: `[key_raw]` to `[key]`.
     #[track_caller]
     pub fn phi_query(&self, x: impl Into<Expr>) -> Expr {
         let x = x.into();
-        x.graph.node(Op::Phi { role: "query".into(), size: self.key }, &[&x])
+        x.graph.node(Op::Phi { role: MapRole::Query, size: self.key }, &[&x])
     }
     /// `count` repetitions of `body`, which maps (carried values, values of `with`) to the new carried values.
     ///
@@ -183,6 +199,7 @@ fn build_step(name: &str, signature: &Signature, shared: &Rc<RefCell<Shared>>, b
         output: signature.output.clone(),
         extras: signature.extras.clone(),
         key: signature.dims.key,
+        layers: signature.dims.layers,
     };
     body(&mut step);
     let written = step.written.into_inner();

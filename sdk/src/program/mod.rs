@@ -4,11 +4,13 @@
 //! A function is a list of nodes in order: a node reads earlier nodes only, and a function calls earlier functions only, so no cycle can be written down.
 //! The type of every node follows from its operator and operands ([`shape`]) and is never stored.
 
+mod attributes;
 pub mod bytes;
 mod codec;
 pub mod op;
 pub mod shape;
 
+pub use attributes::{MapRole, QueryScale, ReadAt};
 pub use bytes::BytesError;
 pub use codec::{FORMAT, MAX_BYTES};
 pub use op::Op;

@@ -3,6 +3,7 @@
 //! Every operator has a numeric code that never changes its meaning, a name for people, and typed attributes.
 //! An operator acts on one sample: the host adds the batch, time and head axes that a value carries.
 
+use super::attributes::{MapRole, QueryScale, ReadAt};
 use super::bytes::{Attribute, BytesError, Reader, Writer};
 
 macro_rules! operators {
@@ -46,6 +47,14 @@ macro_rules! operators {
             /// Every operator's `(code, name)`.
             pub fn table() -> &'static [(u16, &'static str)] {
                 &[ $( ($pcode, $pname), )* $( ($code, $name), )* ]
+            }
+
+            /// Every operator's code and its attributes as `name: type`, in the order of the byte format.
+            pub fn layouts() -> Vec<(u16, Vec<String>)> {
+                vec![
+                    $( ($pcode, Vec::new()), )*
+                    $( ($code, vec![ $( concat!(stringify!($field), ": ", stringify!($ty)).to_string() ),* ]), )*
+                ]
             }
 
             pub(super) fn write(&self, w: &mut Writer) {
@@ -278,12 +287,13 @@ operators! {
         0x0417 SolveSpd "solve_spd" { iterations: usize, tolerance: f64 },
         /// Rotation of feature pairs by angles position * base^(-2i/d); operands x `[.., d]` and the integer position.
         0x0418 Rotary "rotary" { base: f64, interleaved: bool },
-        /// The recipe's feature map for `role` ("query" or "key"); the result has `size` features.
-        0x0421 Phi "phi" { role: String, size: usize },
+        /// The recipe's feature map for `role`; the result has `size` features.
+        0x0421 Phi "phi" { role: MapRole, size: usize },
 
         /// Delayed by `steps` along the axis, zeros before the first step.
         0x0510 Shift "shift" { steps: usize },
         /// Softmax attention: queries `[h, d]`, keys `[g, d]`, values `[g, e]` with g a divisor of h; `window` 0 is unbounded.
+        /// A fourth operand, integers along the one axis of all, parts the sequence: a step sees the steps of its own number.
         0x0511 Attention "attention" { scale: f64, causal: bool, window: usize },
         /// Zero with probability p while training, else x / (1 - p).
         0x0512 Dropout "dropout" { p: f64 },
@@ -299,14 +309,14 @@ operators! {
         0x0604 Scan "scan" { function: u32, name: String, states: usize },
 
         /// Feature map and update rule of slot `slot` along the operands' axis; operands named by `inputs`, one may be "write" (a mask).
-        /// `read` says which state the output reads: "after", "before" the step, or "chunk:N", the start of its chunk of N steps.
+        /// `read` says which state the output reads.
         /// A tuple of the output, the extra outputs and the final memory.
-        0x0701 FastWeights "fast_weights" { slot: String, name: String, inputs: Vec<String>, scale: String, read: String },
+        0x0701 FastWeights "fast_weights" { slot: String, name: String, inputs: Vec<String>, scale: QueryScale, read: ReadAt },
         /// The initial memory of slot `slot`.
         0x0702 MemoryInit "memory_init" { slot: String, name: String },
         /// The memory (first operand) after writing the other operands, along their axis or once.
         0x0703 FastWrite "fast_write" { slot: String, name: String, inputs: Vec<String> },
         /// The output read from a memory (first operand) with the other operands, for every step of their axis. A tuple of output and extra outputs.
-        0x0704 FastRead "fast_read" { slot: String, name: String, inputs: Vec<String>, scale: String },
+        0x0704 FastRead "fast_read" { slot: String, name: String, inputs: Vec<String>, scale: QueryScale },
     }
 }

@@ -2,8 +2,8 @@
 
 use fwp_sdk::program::shape::{Context, FunctionType};
 use fwp_sdk::program::{
-    Argument, Function, Kind, Node, Op, Output, Parameter, Program, Role, RuleInput, Scope, SlotInterface, Span, State,
-    StateInit, Training, Type,
+    Argument, Function, Kind, MapRole, Node, Op, Output, Parameter, Program, QueryScale, ReadAt, Role, RuleInput, Scope,
+    SlotInterface, Span, State, StateInit, Training, Type,
 };
 
 use super::ty;
@@ -244,9 +244,8 @@ fn reducing() -> Vec<Example> {
             "expected [.., d] with even d and an integer position",
         ),
         no(Op::Rotary { base: 0.0, interleaved: true }, &["[4]", "int[]"], "the base is a finite number"),
-        ok(Op::Phi { role: "query".into(), size: 6 }, &["[3]"], "[6]"),
-        no(Op::Phi { role: "value".into(), size: 6 }, &["[3]"], "the role is `query` or `key`, not `value`"),
-        no(Op::Phi { role: "key".into(), size: 6 }, &["[]"], "a scalar has no features"),
+        ok(Op::Phi { role: MapRole::Query, size: 6 }, &["[3]"], "[6]"),
+        no(Op::Phi { role: MapRole::Key, size: 6 }, &["[]"], "a scalar has no features"),
     ]);
     all
 }
@@ -308,47 +307,54 @@ fn calling() -> Vec<Example> {
 
 fn fast_weights() -> Vec<Example> {
     let names = |n: &[&str]| n.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-    let node = |inputs: &[&str], scale: &str, read: &str| Op::FastWeights {
+    let node = |inputs: &[&str], scale: QueryScale, read: ReadAt| Op::FastWeights {
         slot: "main".into(),
         name: "fw".into(),
         inputs: names(inputs),
-        scale: scale.into(),
-        read: read.into(),
+        scale,
+        read,
     };
     let all: &[&str] = &["q", "k", "v", "beta"];
     let write = |inputs: &[&str]| Op::FastWrite { slot: "main".into(), name: "fw".into(), inputs: names(inputs) };
-    let read = |scale: &str, inputs: &[&str]| Op::FastRead {
+    let read = |scale: QueryScale, inputs: &[&str]| Op::FastRead {
         slot: "main".into(),
         name: "fw".into(),
         inputs: names(inputs),
-        scale: scale.into(),
+        scale,
     };
     const GIVEN: &[&str] = &["[time, 2, 3]", "[time, 2, 3]", "[time, 2, 4]", "[time, 2]"];
     vec![
-        ok(node(all, "query", "chunk:16"), GIVEN, "([time, 2, 4], [time, 2, 4], memory(main))"),
+        ok(node(all, QueryScale::Query, ReadAt::ChunkStart(16)), GIVEN, "([time, 2, 4], [time, 2, 4], memory(main))"),
         ok(
-            node(&["q", "k", "v", "beta", "write"], "none", "after"),
+            node(&["q", "k", "v", "beta", "write"], QueryScale::None, ReadAt::After),
             &["[time, 2, 3]", "[time, 2, 3]", "[time, 2, 4]", "[time, 2]", "mask[time]"],
             "([time, 2, 4], [time, 2, 4], memory(main))",
         ),
-        no(node(all, "key", "after"), GIVEN, "the scale is `none`, `query` or `output`, not `key`"),
-        no(node(all, "none", "chunk:0"), GIVEN, "the read is `after`, `before` or `chunk:N`, not `chunk:0`"),
-        no(node(&["q", "k", "v"], "none", "after"), &GIVEN_THREE, "rule `delta` also needs beta"),
-        no(node(&["q", "q", "v", "beta"], "none", "after"), GIVEN, "an input is given twice"),
-        no(node(&["q", "k", "v", "b"], "none", "after"), GIVEN, "rule `delta` has no input `b`; it has q, k, v, beta"),
+        no(node(all, QueryScale::None, ReadAt::ChunkStart(0)), GIVEN, "a chunk has at least 1 step, not 0"),
+        no(node(&["q", "k", "v"], QueryScale::None, ReadAt::After), &GIVEN_THREE, "rule `delta` also needs beta"),
+        no(node(&["q", "q", "v", "beta"], QueryScale::None, ReadAt::After), GIVEN, "an input is given twice"),
         no(
-            node(all, "none", "after"),
+            node(&["q", "k", "v", "b"], QueryScale::None, ReadAt::After),
+            GIVEN,
+            "rule `delta` has no input `b`; it has q, k, v, beta",
+        ),
+        no(
+            node(all, QueryScale::None, ReadAt::After),
             &["[time, 2, 3]", "[time, 2, 6]", "[time, 2, 4]", "[time, 2]"],
             "input `k` of rule `delta` is [2, 3], got [time, 2, 6]",
         ),
-        no(node(all, "none", "after"), &["[2, 3]", "[2, 3]", "[2, 4]", "[2]"], "need operands along a sequence axis"),
+        no(
+            node(all, QueryScale::None, ReadAt::After),
+            &["[2, 3]", "[2, 3]", "[2, 4]", "[2]"],
+            "need operands along a sequence axis",
+        ),
         ok(Op::MemoryInit { slot: "main".into(), name: "fw".into() }, &[], "memory(main)"),
         no(Op::MemoryInit { slot: "other".into(), name: "fw".into() }, &[], "there is no fast-weight slot `other`"),
         ok(write(&["k", "v", "beta"]), &["memory(main)", "[pairs, 2, 3]", "[pairs, 2, 4]", "[pairs, 2]"], "memory(main)"),
         no(write(&["k"]), &["[2, 3]", "[2, 3]"], "the first operand must be the memory of slot `main`"),
         no(write(&["write"]), &["memory(main)", "[2]"], "the write mask must be a scalar mask, not [2]"),
-        ok(read("output", &["q"]), &["memory(main)", "[query, 2, 3]"], "([query, 2, 4], [query, 2, 4])"),
-        no(read("none", &["write"]), &["memory(main)", "mask[]"], "rule `delta` has no input `write`"),
+        ok(read(QueryScale::Output, &["q"]), &["memory(main)", "[query, 2, 3]"], "([query, 2, 4], [query, 2, 4])"),
+        no(read(QueryScale::None, &["write"]), &["memory(main)", "mask[]"], "rule `delta` has no input `write`"),
     ]
 }
 

@@ -126,7 +126,7 @@ impl SlowNet for Everywhere {
             let mask = y.position().greater_equal(2);
             let mut given: Vec<(&str, &Expr)> = inputs.iter().map(|(n, e)| (n.as_str(), e)).collect();
             given.push(("write", &mask));
-            let o = net.fast_weights("memory", &slot, "query", &given).remove(0);
+            let o = net.fast_weights("memory", &slot, QueryScale::Query, &given).remove(0);
             let o = net.linear("out", &o.reshape(&[10]), n, Init::scaled_identity_or_normal());
             let shared = net.shared_parameter("everywhere", &[n], Init::zeros());
             vec![&x[0] + o.dropout(0.1) + shared * net.layer().to_float()]
@@ -143,7 +143,7 @@ impl SlowNet for Everywhere {
         let slot = net.slot("main");
         let memory = net.memory("late", &slot);
         let q = y[0].slice(0, 0, 6).reshape(&[2, 3]);
-        let read = net.read("late", &memory, "none", &[("q", &q)]);
+        let read = net.read("late", &memory, QueryScale::None, &[("q", &q)]);
         let logits = net.linear("head", &concat(0, &[&y[0], &read[0].reshape(&[10])]), 7, Init::normal(0.02));
         net.output("logits", &logits);
     }
@@ -163,7 +163,7 @@ impl Mixed for Init {
 /// Where these parts are written, as the compiler names it.
 pub const FILE: &str = file!();
 
-pub const DIMS: Dims = Dims { heads: 2, key_raw: 3, key: 6, value: 5 };
+pub const DIMS: Dims = Dims { heads: 2, key_raw: 3, key: 6, value: 5, ..Dims::ONE };
 
 pub fn task() -> TaskIo {
     let port = |name: &str, kind| Port { name: name.into(), axis: Some("time".into()), kind };

@@ -31,6 +31,8 @@ pub struct Programs {
     pub map: Option<Vec<u8>>,
     /// What was noticed and stops nothing.
     pub notices: Vec<String>,
+    /// The sizes that they are for.
+    pub dims: Dims,
 }
 
 impl Alone {
@@ -77,25 +79,42 @@ impl Alone {
         self.rule.library.display().to_string()
     }
 
-    /// Describes both for these sizes; `key` is that of a key before the map.
+    /// Describes both for these sizes; the number of features is the map's.
     ///
     /// # Errors
     /// A part that refuses, or whose program cannot be used.
-    pub async fn describe(&self, heads: usize, key: usize, value: usize) -> Result<Programs, Failure> {
-        let mut dims = Dims { heads, key_raw: key, key, value };
+    pub async fn describe(&self, dims: Dims) -> Result<Programs, Failure> {
+        self.programs(dims, false).await
+    }
+
+    /// Describes both for these sizes, or with values as long as keys where the rule wants them so.
+    ///
+    /// # Errors
+    /// As [`Alone::describe`], for these sizes.
+    pub async fn describe_or_square(&self, dims: Dims) -> Result<Programs, Failure> {
+        match self.programs(dims, false).await {
+            Ok(programs) => Ok(programs),
+            Err(failure) => self.programs(dims, true).await.map_err(|_| failure),
+        }
+    }
+
+    async fn programs(&self, mut dims: Dims, square: bool) -> Result<Programs, Failure> {
         let mut notices = Vec::new();
         let mut map_bytes = None;
         if let Some(map) = &self.map {
-            let bytes = self.ask(map, &self.map_config, Ask::Features { dim: key }).await?;
+            let bytes = self.ask(map, &self.map_config, Ask::Features { dim: dims.key_raw }).await?;
             dims.key = serde_json::from_slice(&bytes)
                 .map_err(|e| cannot_describe(&map.title(), Refusal::new(e.to_string(), "correct the plugin")))?;
-            let bytes = self.ask(map, &self.map_config, Ask::Map { dim: key }).await?;
+            let bytes = self.ask(map, &self.map_config, Ask::Map { dim: dims.key_raw }).await?;
             checked(Kind::FeatureMap, map, &bytes, &mut notices)?;
             map_bytes = Some(bytes);
         }
+        if square {
+            dims.value = dims.key;
+        }
         let rule = self.ask(&self.rule, &self.rule_config, Ask::Rule { dims }).await?;
         checked(Kind::UpdateRule, &self.rule, &rule, &mut notices)?;
-        Ok(Programs { rule, map: map_bytes, notices })
+        Ok(Programs { rule, map: map_bytes, notices, dims })
     }
 
     async fn ask(&self, part: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Vec<u8>, Failure> {

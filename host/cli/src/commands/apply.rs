@@ -68,6 +68,15 @@ pub struct Apply {
     /// Size of a value, where the input holds no tensor v.
     #[arg(long, value_name = "N")]
     value_dim: Option<usize>,
+    /// Number of layers of the model that the rule stands in, for rules that differ from layer to layer.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    layers: usize,
+    /// The layer of these that the rule stands in, from 0.
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    layer: usize,
+    /// Longest sequence that the rule is to serve, for rules whose size depends on it; the time of the input where it is not given.
+    #[arg(long, value_name = "N")]
+    max_len: Option<usize>,
     #[command(flatten)]
     pub plugins: PluginOptions,
 }
@@ -100,13 +109,17 @@ impl Apply {
                 None => rule_config.insert(key.strip_prefix("update_rule.").unwrap_or(&key).into(), value),
             };
         }
+        let usage = |cause: String, remedy: &str| Failure::new(Code::Usage, "the command line is wrong", cause, remedy);
+        if self.layer >= self.layers {
+            let cause = format!("--layer {} is none of {} layers, which count from 0", self.layer, self.layers);
+            return Err(usage(cause, "say with --layers N how many layers there are"));
+        }
+        if self.max_len == Some(0) {
+            return Err(usage("--max-len is 0".into(), "give a number of steps from 1"));
+        }
         if self.feature_map.is_none() && !map_config.is_empty() {
-            return Err(Failure::new(
-                Code::Usage,
-                "the command line is wrong",
-                "--set feature_map.… configures a feature map and none is named",
-                "name one with --feature-map NAME",
-            ));
+            let cause = "--set feature_map.… configures a feature map and none is named";
+            return Err(usage(cause.into(), "name one with --feature-map NAME"));
         }
         let asker = self.plugins.asker();
         let mut catalogue = self.plugins.catalogue(&asker, None).await?;
@@ -167,6 +180,7 @@ impl Apply {
             "output": utf8(&absolute(&self.output))?,
             "device": self.device,
             "exec": self.exec,
+            "layer": self.layer,
         });
         let job = write("apply.json", job.to_string().as_bytes())?;
         let arguments = engine::arguments(&[&"apply", &"--job", &job]);
@@ -188,6 +202,7 @@ impl Apply {
         // Groups of heads may share an input, so the largest number is that of all heads.
         let inputs = shapes.iter().filter(|(n, s)| !n.contains('.') && s.len() >= 3);
         let states = shapes.iter().filter(|(n, s)| n.starts_with("state.") && s.len() >= 2);
+        let time = inputs.clone().map(|(_, s)| s[1]).max().unwrap_or(0).max(1);
         let heads = inputs.map(|(_, s)| s[2]).chain(states.map(|(_, s)| s[1])).max();
         let Some(heads) = heads.filter(|h| *h > 0) else {
             return Err(refuse(
@@ -198,7 +213,10 @@ impl Apply {
         let key = last(&["k", "q"]).or(self.key_dim);
         let value = last(&["v"]).or(self.value_dim);
         match (key, value) {
-            (Some(key), Some(value)) if key > 0 && value > 0 => Ok(Dims { heads, key_raw: key, key, value }),
+            (Some(key), Some(value)) if key > 0 && value > 0 => {
+                let max_len = self.max_len.unwrap_or(time);
+                Ok(Dims { heads, key_raw: key, key, value, layers: self.layers, max_len })
+            }
             (None, _) => Err(refuse(
                 "it holds no tensor k or q of four axes, so the size of a key is unknown".into(),
                 "say it with --key-dim N",

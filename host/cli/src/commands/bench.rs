@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use fwp_sdk::build::Dims;
 use serde_json::{Value, json};
 
 use super::PluginOptions;
@@ -90,7 +91,15 @@ impl Bench {
         self.sensible()?;
         let engine = Engine::find()?;
         let alone = Alone::find(&self.plugins, &self.rule, self.feature_map.as_deref(), &self.set).await?;
-        let programs = alone.describe(self.heads, self.key_dim, self.value_dim).await?;
+        let dims = Dims {
+            heads: self.heads,
+            key_raw: self.key_dim,
+            key: self.key_dim,
+            value: self.value_dim,
+            max_len: self.time,
+            ..Dims::ONE
+        };
+        let programs = alone.describe(dims).await?;
         for notice in &programs.notices {
             output::say(&format!("note: {}", failure::literal(notice)));
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use fwp_sdk::build::Dims;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -182,18 +183,19 @@ impl Check {
         let sizes = if self.quick { &SIZES[..2] } else { &SIZES[..] };
         let (mut described, mut first, mut notices) = (Vec::new(), None, Vec::new());
         for (name, heads, key, value) in sizes {
-            let (rule, map) = match alone.describe(*heads, *key, *value).await {
+            let wanted = Dims { heads: *heads, key_raw: *key, key: *key, value: *value, ..Dims::ONE };
+            let (rule, map, value) = match alone.describe_or_square(wanted).await {
                 Ok(programs) => {
                     notices.extend(programs.notices);
                     let rule = folder.write(&format!("update-rule-{name}.fwp"), &programs.rule)?;
                     let map = programs.map.map(|m| folder.write(&format!("feature-map-{name}.fwp"), &m)).transpose()?;
-                    (json!({ "Ok": rule }), map)
+                    (json!({ "Ok": rule }), map, programs.dims.value)
                 }
-                // A rule may want square fast weights, say: it is checked for the sizes that it takes.
+                // A rule is checked for the sizes that it takes.
                 Err(failure) => {
                     let why = json!({ "Err": failure.to_string() });
                     first.get_or_insert(failure);
-                    (why, None)
+                    (why, None, *value)
                 }
             };
             described.push(json!({ "name": name, "heads": heads, "key": key, "value": value, "rule": rule, "map": map }));

@@ -5,7 +5,7 @@ use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
-use fwp_sdk::{Ask, PartInfo};
+use fwp_sdk::{Ask, Memories, NO_FAST_WEIGHTS, PartInfo};
 use fwp_task::{TaskSpec, schema};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -320,19 +320,33 @@ impl Show {
     async fn describe(&self, asker: &Asker, chosen: &Chosen, config: &Map<String, Value>) -> Result<(String, Vec<u8>), Failure> {
         let mut causes: Vec<String> = Vec::new();
         let mut refused = None;
-        for (example, first, slots) in self.examples(chosen.info.kind) {
+        for (mut example, first, slots) in self.examples(&chosen.info) {
             let mut answer = ask(asker, chosen, config, first.clone()).await?;
             // A slow net says first which fast weights it wants.
-            if let (Ok(bytes), Ask::Memories { task, .. }) = (&answer, first) {
-                let memories: Vec<Memory> = serde_json::from_slice(bytes).unwrap_or_default();
-                let Some(memory) = memories.into_iter().next() else {
-                    return Err(cannot_describe(
-                        &chosen.title(),
-                        Refusal::new("its answer cannot be used", "correct the plugin"),
-                    ));
+            if let Ask::Memories { task, .. } = first {
+                let (slots, layers) = match &answer {
+                    Ok(bytes) => {
+                        let memories = serde_json::from_slice::<Memories>(bytes).map(|m| m.slots).unwrap_or_default();
+                        if memories.len() != slots.len() {
+                            return Err(cannot_describe(
+                                &chosen.title(),
+                                Refusal::new("its answer cannot be used", "correct the plugin"),
+                            ));
+                        }
+                        let interfaces = slots.iter().zip(memories).map(|(name, memory)| interface(name, memory)).collect();
+                        (interfaces, slots.iter().map(|name| (name.clone(), None)).collect())
+                    }
+                    Err(refusal) if refusal.cause.ends_with(NO_FAST_WEIGHTS) => {
+                        example = example.replace(WITH_RULE, "");
+                        (vec![], vec![])
+                    }
+                    Err(refusal) => {
+                        causes.push(refusal.cause.clone());
+                        refused = Some(refusal.clone());
+                        continue;
+                    }
                 };
-                let net = Ask::Net { task, slots: vec![interface(memory)], layers: vec![(slots, None)] };
-                answer = ask(asker, chosen, config, net).await?;
+                answer = ask(asker, chosen, config, Ask::Net { task, slots, layers }).await?;
             }
             match answer {
                 Ok(bytes) => return Ok((example, bytes)),
@@ -349,10 +363,10 @@ impl Show {
     }
 
     /// Examples to try in order: in words, the first question, and the slot of a slow net.
-    fn examples(&self, kind: Kind) -> Vec<(String, Ask, String)> {
-        let slot = "main".to_string();
-        match kind {
-            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim }, slot)],
+    fn examples(&self, info: &PartInfo) -> Vec<(String, Ask, Vec<String>)> {
+        let slots = if info.slots.is_empty() { vec!["main".to_string()] } else { info.slots.clone() };
+        match info.kind {
+            Kind::FeatureMap => vec![(format!("a key of {}", self.key_dim), Ask::Map { dim: self.key_dim }, slots)],
             Kind::UpdateRule => {
                 let key = self.mapped_key_dim.unwrap_or(self.key_dim);
                 // Different sizes read best; a rule that wants them equal gets them equal.
@@ -360,20 +374,24 @@ impl Show {
                     Some(value) => vec![value],
                     None => vec![(key / 2).max(1), key],
                 };
-                let dims = values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value });
+                let dims =
+                    values.into_iter().map(|value| Dims { heads: self.heads, key_raw: self.key_dim, key, value, ..Dims::ONE });
                 let words = |d: Dims| format!("{} heads, keys of {}, values of {}", d.heads, d.key, d.value);
-                dims.map(|dims| (words(dims), Ask::Rule { dims }, slot.clone())).collect()
+                dims.map(|dims| (words(dims), Ask::Rule { dims }, slots.clone())).collect()
             }
             Kind::SlowNet => example_tasks()
                 .into_iter()
                 .map(|(name, task)| {
-                    let ask = Ask::Memories { task, slots: vec![slot.clone()] };
-                    (format!("task {name}, a rule with q, k, v and beta"), ask, slot.clone())
+                    let ask = Ask::Memories { task, slots: slots.clone() };
+                    (format!("task {name}{WITH_RULE}"), ask, slots.clone())
                 })
                 .collect(),
         }
     }
 }
+
+/// What is said of the rule of a slow net's example.
+const WITH_RULE: &str = ", a rule with q, k, v and beta";
 
 /// Asks one question; a library that cannot be opened or breaks is a failure, an answer that is an error is not.
 async fn ask(asker: &Asker, chosen: &Chosen, config: &Map<String, Value>, ask: Ask) -> Result<Result<Vec<u8>, Refusal>, Failure> {
@@ -409,7 +427,7 @@ fn example_text(text: &fwp_task::text::TextSpec) -> Option<Box<dyn fwp_task::Tas
 }
 
 /// A rule for the slot of a slow net in an example.
-fn interface(memory: Memory) -> SlotInterface {
+fn interface(name: &str, memory: Memory) -> SlotInterface {
     let input = |name: &str, role, shape: &[usize]| RuleInput {
         name: name.into(),
         role,
@@ -419,7 +437,7 @@ fn interface(memory: Memory) -> SlotInterface {
         shape: shape.into(),
     };
     SlotInterface {
-        name: "main".into(),
+        name: name.into(),
         rule: "example".into(),
         heads: memory.heads,
         key_raw: memory.key,
@@ -520,7 +538,9 @@ fn signature(program: &Program) -> String {
     let mut text = output::table(&["ROLE", "NAME", "SHAPE", ""], &rows);
     for (name, effective) in fwp_program::effective_signals(program) {
         text += &match effective {
-            Ok(_) => format!("signal {name} has an effective form: `apply --signals effective` takes it\n"),
+            Ok(node) => {
+                format!("signal {name}: `apply --signals effective` takes {}\n", fwp_program::formula(program, node))
+            }
             Err(why) => format!("signal {name} has no effective form: {}\n", literal(&why)),
         };
     }

@@ -86,9 +86,13 @@ fn entry(path: PathBuf) -> Entry {
 /// The name, and what is known of the recipe below it: titles and sources are too long for a table.
 fn text(entry: &Entry) -> String {
     let expected = entry.expect.as_ref().map_or_else(String::new, |e| {
-        let most = e.at_most.map(|v| format!(" <= {v}"));
-        let least = e.at_least.map(|v| format!(" >= {v}"));
-        format!("expected: {}{}{}", e.metric, most.unwrap_or_default(), least.unwrap_or_default())
+        let bounds = match (e.at_least, e.at_most) {
+            (Some(least), Some(most)) => format!(" from {least} to {most}"),
+            (Some(least), None) => format!(" >= {least}"),
+            (None, Some(most)) => format!(" <= {most}"),
+            (None, None) => String::new(),
+        };
+        format!("expected: {}{bounds}", e.metric)
     });
     let title = match &entry.error {
         Some(error) => format!("refused: {error}"),

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::{DOUBLE, Report, SINGLE, Trial, distance};
+use super::{DOUBLE, Report, SINGLE, Trial, distance, tame};
 use crate::shim;
 use crate::trial::draw::{normal, scalar, seed_of};
 use crate::trial::executor::REFERENCE;
@@ -23,7 +23,7 @@ const ROUNDING: f64 = 1e-11;
 
 fn data(trial: &Trial<'_>, states: bool, masks: bool) -> Result<Data> {
     let seed = seed_of(trial.seed, &format!("behaviour {states} {masks}"));
-    trial.subject.draw(Wanted { batch: BATCH, steps: STEPS, states, masks }, seed)
+    tame(trial.subject, Wanted { batch: BATCH, steps: STEPS, states, masks }, seed)
 }
 
 /// Adds normal numbers to a part of every input.

@@ -8,7 +8,7 @@ use fwp_program::interpret::{Array, Inputs, Random, Value, evaluate};
 use fwp_sdk::program::{Function, Op, Program, Role, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
-use super::{DOUBLE, Report, Trial, distance};
+use super::{DOUBLE, Report, Trial, distance, tame};
 use crate::trial::draw::{normal, scalar, seed_of};
 use crate::trial::{Data, Wanted};
 
@@ -19,7 +19,7 @@ const CLOSE: f64 = 1e-11;
 
 fn data(trial: &Trial<'_>, steps: i64, masks: bool) -> Result<Data> {
     let seed = seed_of(trial.seed, &format!("judged {steps} {masks}"));
-    trial.subject.draw(Wanted { batch: 2, steps, states: masks, masks }, seed)
+    tame(trial.subject, Wanted { batch: 2, steps, states: masks, masks }, seed)
 }
 
 /// Outputs and final states against the interpreter.

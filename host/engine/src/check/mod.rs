@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::exec::value::Precision;
 use crate::trial::executor::{self, REFERENCE};
-use crate::trial::{Described, Subject};
+use crate::trial::{Data, Described, Subject, Wanted};
 
 /// What `fwp-host check` asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -234,6 +234,26 @@ struct Trial<'a> {
 
 const DOUBLE: Precision = Precision { kind: Kind::Double, device: Device::Cpu };
 const SINGLE: Precision = Precision { kind: Kind::Float, device: Device::Cpu };
+
+/// How often inputs are made smaller, and by how much, where a rule explodes on them: gradient steps of a net do when they are too long.
+const SMALLER: [f64; 3] = [0.25, 0.0625, 0.015_625];
+/// What is larger has exploded.
+const LARGE: f64 = 1e6;
+
+/// Numbers on which the rule does not explode.
+fn tame(subject: &Subject, wanted: Wanted, seed: u64) -> Result<Data> {
+    let mut data = subject.draw(wanted, seed)?;
+    for factor in SMALLER {
+        let outcome = subject.run(REFERENCE, DOUBLE, &data, None)?;
+        // NaN is not smaller than anything.
+        let bounded = |t: &Tensor| Ok(t.numel() == 0 || t.f_abs()?.f_max()?.f_double_value(&[])? < LARGE);
+        if outcome.values.iter().map(|(_, t)| bounded(t)).collect::<Result<Vec<bool>>>()?.into_iter().all(|b| b) {
+            break;
+        }
+        data = subject.draw_smaller(wanted, seed, factor)?;
+    }
+    Ok(data)
+}
 
 /// Distance of two tensors relative to the length of the second; absolute where that is 0.
 /// NaN and infinity in one of them only, or in different places, are infinitely far apart.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwp_program::{ModelPrograms, ParameterSpec, SlotPrograms, Source};
-use fwp_sdk::program::{Argument, Function, Kind as PartKind, Node, Op, Output, Program, SlotInterface, Span, TensorType, entry};
+use fwp_sdk::program::{
+    Argument, Function, Kind as PartKind, Node, Op, Output, Program, ReadAt, SlotInterface, Span, TensorType, entry,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -14,7 +16,7 @@ use crate::exec::choose::{Executors, Policy};
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
+use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
@@ -42,6 +44,9 @@ pub struct Job {
     /// `auto` or the name of an executor.
     #[serde(default = "auto")]
     pub exec: String,
+    /// The layer that the rule is in, from 0.
+    #[serde(default)]
+    pub layer: usize,
 }
 
 fn auto() -> String {
@@ -62,7 +67,7 @@ pub fn run(job: &Job) -> Result<()> {
         None => identity(rule.inputs.iter().find(|i| i.mapped()).map_or(1, |i| i.shape.last().copied().unwrap_or(1))),
     };
     let executors = Arc::new(Executors::new(job.exec.parse::<Policy>().map_err(anyhow::Error::msg)?));
-    let outputs = apply(&rule, &map, &file, precision, job.grad, &executors)?;
+    let outputs = apply_in_layer(job.layer, &rule, &map, &file, precision, job.grad, &executors)?;
     executors.take_notices().iter().for_each(|line| eprintln!("{line}"));
     let host: Result<Vec<HostTensor>, _> = outputs.iter().map(|(n, t)| HostTensor::copy(n, t)).collect();
     let metadata = BTreeMap::from([("rule".to_string(), rule.name.clone()), ("feature_map".to_string(), map.name.clone())]);
@@ -70,10 +75,23 @@ pub fn run(job: &Job) -> Result<()> {
     std::fs::write(&job.output, bytes).with_context(|| format!("writing {}", job.output.display()))
 }
 
-/// Applies a rule to named tensors `[batch, time, heads, ...]`.
+/// [`apply_in_layer`] 0.
+pub fn apply(
+    rule: &Program,
+    map: &Program,
+    file: &BTreeMap<String, Tensor>,
+    precision: Precision,
+    grad: bool,
+    executors: &Arc<Executors>,
+) -> Result<BTreeMap<String, Tensor>> {
+    apply_in_layer(0, rule, map, file, precision, grad, executors)
+}
+
+/// Applies a rule, as it is in that layer, to named tensors `[batch, time, heads, ...]`.
 ///
 /// Gives `o`, `extra.NAME`, the final `state.NAME` and, where asked, `grad.*` of every tensor that was read.
-pub fn apply(
+pub fn apply_in_layer(
+    layer: usize,
     rule: &Program,
     map: &Program,
     file: &BTreeMap<String, Tensor>,
@@ -117,9 +135,9 @@ pub fn apply(
     let mut table = Table::default();
     let specs = programs.parameters()?;
     for name in file.keys().filter_map(|n| n.strip_prefix("param.")) {
-        let paths: Vec<&str> = specs.iter().map(|s| s.path.as_str()).collect();
+        let paths: Vec<String> = specs.iter().map(parameter_name).collect();
         ensure!(
-            paths.contains(&name),
+            paths.iter().any(|p| p == name),
             "`param.{name}` names a parameter that update rule `{}` and feature map `{}` do not have; they have: {}",
             rule.name,
             map.name,
@@ -127,12 +145,13 @@ pub fn apply(
         );
     }
     for spec in specs {
-        let t = match file.get(&format!("param.{}", spec.path)) {
+        let name = format!("param.{}", parameter_name(&spec));
+        let t = match file.get(&name) {
             Some(t) => {
-                ensure!(t.size() == sizes(&spec.shape), "`param.{}` is {:?}; expected {:?}", spec.path, t.size(), spec.shape);
-                leaf(&format!("param.{}", spec.path), t)?
+                ensure!(t.size() == sizes(&spec.shape), "`{name}` is {:?}; expected {:?}", t.size(), spec.shape);
+                leaf(&name, t)?
             }
-            None => initial(&slot, &spec, precision)?,
+            None => initial(&slot, &ParameterSpec { layer, ..spec.clone() }, precision)?,
         };
         table.0.insert(spec.path.clone(), per_sample(&t, spec.scope, batch)?);
     }
@@ -186,7 +205,7 @@ pub fn apply(
         inputs.push((input.name.clone(), x));
     }
 
-    let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
+    let (parts, memory) = weights.scan(&inputs, None, memory, &masks, ReadAt::After)?;
     let mut outputs: Vec<(String, Tensor)> = Vec::new();
     let names = slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
     for (name, part) in names.zip(&parts) {
@@ -223,6 +242,15 @@ pub fn apply(
         }
     }
     Ok(result)
+}
+
+/// Name of a parameter in the file: as the rule says it, or the map behind `feature_map.`, whoever shares it.
+fn parameter_name(spec: &ParameterSpec) -> String {
+    match (spec.path.strip_prefix("shared.main."), &spec.source) {
+        (Some(name), Source::Map(_)) => format!("feature_map.{name}"),
+        (Some(name), _) => name.to_string(),
+        (None, _) => spec.path.clone(),
+    }
 }
 
 /// Refuses states and parameters that the rule does not have: a misspelt name would otherwise be left out in silence.

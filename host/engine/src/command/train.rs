@@ -234,7 +234,8 @@ fn introduce(opened: &Opened, resumed: Option<u64>, monitor: &Monitor) {
         monitor.note(format!("source     {cite}"));
     }
     monitor.note(format!("task       {}", opened.task.describe()));
-    monitor.note(format!("model      {} with {}, {trained} trained parameters", plan.slow_net.name, rules.join(", ")));
+    let with = if rules.is_empty() { String::new() } else { format!(" with {}", rules.join(", ")) };
+    monitor.note(format!("model      {}{with}, {trained} trained parameters", plan.slow_net.name));
     monitor.note(format!("training   {} steps of {tokens} tokens, seed {}", plan.train.steps, plan.train.seed));
     monitor.note(format!("device     {device}, {}", type_name(opened.model.kind())));
     for line in executor_lines(opened) {

@@ -311,6 +311,30 @@ impl Executors {
         }
     }
 
+    /// Reads along a sequence, for a plan of [`super::plan::read_along`] and a memory without states: the outputs, or none where the
+    /// reference is to read.
+    ///
+    /// # Errors
+    /// As [`Executors::run`].
+    pub fn read(
+        &self,
+        weights: &FastWeights,
+        plan: &Arc<StepPlan>,
+        inputs: Inputs<'_>,
+        memory: Memory,
+    ) -> Result<Option<Vec<Value>>> {
+        let masks = Masks::default();
+        // Many queries are a matrix product.
+        let many = length(inputs.given(), &masks) >= LONG;
+        if many || matches!(self.policy, Policy::Only(Executor::Reference | Executor::Chunkwise)) {
+            return Ok(None);
+        }
+        match self.pick(weights, plan, inputs, &memory, &masks)? {
+            Pick::Inside(slot) => Ok(Some(kernel::run(&weights.with_slot(&slot), &slot.step, inputs.given(), memory, &masks)?.0)),
+            _ => Ok(None),
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Chosen> {
         // Entries are put in whole, so a panic elsewhere leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -373,6 +397,13 @@ impl Executors {
     }
 
     fn decide(&self, call: &Call<'_>) -> Result<Decided> {
+        if call.plan.states.is_empty() {
+            // A read, which is no walk: what was asked for does not speak of it.
+            return Ok(match call.scan() {
+                Ok(found) => Decided::scan(found, ""),
+                Err(why) => Decided::reference(format!("no fused read: {}", first(&why)), None),
+            });
+        }
         let rule = &call.weights.slot.rule.program.name;
         let refused = |executor: Executor, why: String| Refused { executor, rule: rule.clone(), why };
         match self.policy {
@@ -475,12 +506,14 @@ impl Call<'_> {
     }
 
     fn scan(&self) -> Result<Kernel, String> {
-        if let Ok(slot) = self.plan.made.inside(self.weights, self.plan, self.inputs) {
+        let inside = self.plan.made.inside(self.weights, self.plan, self.inputs).and_then(|slot| {
             let weights = self.weights.with_slot(&slot);
-            let made = kernel::prepare(&weights, &slot.step, self.inputs.given(), self.memory, self.masks);
-            if let Ok(built) = made {
-                return Ok((built, Some(slot)));
-            }
+            let built = kernel::prepare(&weights, &slot.step, self.inputs.given(), self.memory, self.masks)?;
+            Ok((built, Some(slot)))
+        });
+        // A read has no steps but those of a plan of its own.
+        if inside.is_ok() || self.plan.states.is_empty() {
+            return inside;
         }
         Ok((kernel::prepare(self.weights, self.plan, &self.ready()?, self.memory, self.masks)?, None))
     }

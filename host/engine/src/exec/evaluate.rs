@@ -110,7 +110,7 @@ fn evaluated(
         let operands: Vec<&Datum> =
             ids.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
         let at = Place { prepared, prefix, node: i, layer, types, operands: ids, silu: false };
-        let value = match (steps.steps[i], &node.op) {
+        let value = match (&steps.steps[i], &node.op) {
             (Step::WithUser, _) => {
                 values.push(None);
                 continue;
@@ -120,7 +120,11 @@ fn evaluated(
             (Step::Alone, op) => one(around, &at, op, &operands),
             // Under the name of the convolution, which may have something to remember.
             (Step::ConvSilu { conv }, _) => {
-                around.special(&Place { node: conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+                around.special(&Place { node: *conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+            }
+            (Step::Lookup(form), _) => {
+                let values: Result<Vec<&Value>> = operands.iter().map(|d| d.value()).collect();
+                values.and_then(|v| form.apply(&v, around.precision())).map(Datum::Value)
             }
             (step, _) => joint(f, step, &operands),
         };
@@ -137,10 +141,10 @@ fn evaluated(
 }
 
 /// Several nodes that need nothing but their operands.
-fn joint(f: &Function, step: Step, operands: &[&Datum]) -> Result<Datum> {
+fn joint(f: &Function, step: &Step, operands: &[&Datum]) -> Result<Datum> {
     let (a, b) = (operands[0].value()?, operands[1].value()?);
     Ok(Datum::Value(match step {
-        Step::Gain { norm } => ops::normalise(&f.nodes[norm as usize].op, a, Some(b))?,
+        Step::Gain { norm } => ops::normalise(&f.nodes[*norm as usize].op, a, Some(b))?,
         _ => ops::gate(a, b)?,
     }))
 }

@@ -10,7 +10,7 @@ use crate::shim::fused::{self, Norm};
 use crate::shim::{custom_function, grad_enabled, gradients};
 
 /// Whether all of these are tensors that fast passes read.
-fn served(tensors: &[&Tensor]) -> bool {
+pub(super) fn served(tensors: &[&Tensor]) -> bool {
     let kind = tensors[0].kind();
     matches!(kind, Kind::Float | Kind::Double)
         && tensors.iter().all(|t| t.device() == Device::Cpu && t.kind() == kind && t.numel() > 0)
@@ -20,7 +20,7 @@ fn served(tensors: &[&Tensor]) -> bool {
 ///
 /// - `plain`: the same function in libtorch's own operations, for gradients of gradients.
 /// - `fast`: gradients of the inputs from the gradient of `y`, inputs and others, and for each input whether its gradient is asked for.
-fn recorded<P, F>(inputs: &[&Tensor], others: &[&Tensor], y: Tensor, plain: P, fast: F) -> Result<Tensor>
+pub(super) fn recorded<P, F>(inputs: &[&Tensor], others: &[&Tensor], y: Tensor, plain: P, fast: F) -> Result<Tensor>
 where
     P: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
     F: Fn(&Tensor, &[Tensor], &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
@@ -161,15 +161,14 @@ fn plain_gate(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::*;
-    use crate::shim::testing::numbers;
 
     /// A function of tensors, fast or plain.
-    type Work<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+    pub type Work<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 
     /// The output, the gradients of all inputs, and the gradients of those. All is drawn in float32, so that an error is the operation's own.
-    fn passes(work: Work<'_>, inputs: &[Tensor], kind: Kind, twice: bool) -> Vec<Tensor> {
+    pub fn passes(work: Work<'_>, inputs: &[Tensor], kind: Kind, twice: bool) -> Vec<Tensor> {
         let leaves: Vec<Tensor> = inputs.iter().map(|t| t.to_kind(Kind::Float).to_kind(kind).set_requires_grad(true)).collect();
         // Views with the strides of the inputs, so that layouts reach the operation.
         let views: Vec<Tensor> = leaves.iter().zip(inputs).map(|(l, t)| l * 1.0 + t.zeros_like().to_kind(kind)).collect();
@@ -181,12 +180,18 @@ mod tests {
         let mut all: Vec<Tensor> = [y].into_iter().chain(first.iter().map(Tensor::shallow_clone)).collect();
         if twice {
             let sum = first.iter().map(|g| (g * g).sum(kind)).reduce(|a, b| a + b).unwrap();
-            all.extend(gradients(&[sum], &[None::<Tensor>], &leaves, false, false).unwrap().into_iter().map(Option::unwrap));
+            // What enters linearly, alone, has none.
+            let second = match sum.requires_grad() {
+                true => gradients(&[sum], &[None::<Tensor>], &leaves, false, false).unwrap(),
+                false => leaves.iter().map(|_| None).collect(),
+            };
+            all.extend(second.into_iter().zip(&leaves).map(|(g, leaf)| g.unwrap_or_else(|| leaf.zeros_like())));
         }
         all
     }
 
-    fn compare(what: &str, inputs: &[Tensor], fast: Work<'_>, plain: Work<'_>) {
+    /// Outputs and gradients, of gradients too, of two functions that are the same.
+    pub fn compare(what: &str, inputs: &[Tensor], fast: Work<'_>, plain: Work<'_>) {
         let exact = passes(plain, inputs, Kind::Double, true);
         for (kind, twice, bound) in [(Kind::Double, false, 1e-12), (Kind::Double, true, 1e-12), (Kind::Float, false, 2e-6)] {
             let got = passes(fast, inputs, kind, twice);
@@ -200,7 +205,7 @@ mod tests {
     }
 
     /// The same numbers in other places of memory.
-    fn layouts(t: &Tensor) -> Vec<(&'static str, Tensor)> {
+    pub fn layouts(t: &Tensor) -> Vec<(&'static str, Tensor)> {
         let mut all = vec![("dense", t.shallow_clone())];
         if t.dim() > 1 {
             all.push(("axes exchanged", t.transpose(0, 1).contiguous().transpose(0, 1)));
@@ -209,6 +214,13 @@ mod tests {
         }
         all
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{compare, layouts, passes};
+    use super::*;
+    use crate::shim::testing::numbers;
 
     #[test]
     fn the_causal_convolution_is_the_sum_of_its_products() {

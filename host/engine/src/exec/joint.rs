@@ -5,14 +5,18 @@
 //! | causal convolution, then SiLU | [`Step::ConvSilu`] |
 //! | a normalisation over the last axis, then a product with a vector (repeated over the axes before) | [`Step::Gain`] |
 //! | SiLU, then a product | [`Step::Gate`] |
+//! | rows of tables and one-hot vectors, joined to one vector, then a product with a matrix, then perhaps a bias | [`Step::Lookup`] |
 //!
-//! The first has no other user and is no result: nobody sees it apart.
+//! All but the last have no other user and are no result: nobody sees them apart.
+//! Only what is looked up may have other users, for whom it is looked up too.
 //! What a plugin describes stays as it is, and so do the names under which values are carried over.
 
-use fwp_sdk::program::{Function, NodeId, Op, Type};
+use fwp_sdk::program::{DType, Function, NodeId, Op, Type};
+
+use super::lookup::{Form, Part};
 
 /// What is done at a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Its operator.
     Alone,
@@ -30,6 +34,8 @@ pub enum Step {
     },
     /// a sigmoid(a) b.
     Gate,
+    /// A linear map of what is looked up.
+    Lookup(Form),
 }
 
 /// The steps of a function, node by node.
@@ -53,6 +59,7 @@ impl Steps {
         let mut uses = vec![0u32; f.nodes.len()];
         f.nodes.iter().flat_map(|n| &n.operands).for_each(|o| uses[*o as usize] += 1);
         f.outputs.iter().for_each(|o| uses[o.node as usize] += 1);
+        let mut looked_up = Vec::new();
         for (i, node) in f.nodes.iter().enumerate() {
             let op = |n: NodeId| &f.nodes[n as usize].op;
             let free = |n: NodeId| uses[n as usize] == 1 && made.steps[n as usize] == Step::Alone;
@@ -70,6 +77,17 @@ impl Steps {
                 (free(*conv) && *op(*conv) == Op::CausalConv).then(|| (Step::ConvSilu { conv: *conv }, *conv, operands_of(*conv)))
             } else if let Some((norm, by)) = pairs().into_iter().find_map(gain) {
                 Some((Step::Gain { norm }, norm, vec![operands_of(norm)[0], by]))
+            } else if let Some((lookup, operands, inside)) = looked_up_product(f, types, i) {
+                looked_up.extend(inside);
+                made.steps[i] = Step::Lookup(lookup);
+                made.operands[i] = operands;
+                None
+            } else if let Some((product, bias)) = sum_with_bias(f, types, i)
+                && let (1, Step::Lookup(form)) = (uses[product as usize], &made.steps[product as usize])
+            {
+                let (form, mut operands) = (Form { bias: true, ..form.clone() }, made.operands[product as usize].clone());
+                operands.insert(1, bias);
+                Some((Step::Lookup(form), product, operands))
             } else {
                 let gate = pairs().into_iter().find(|(a, _)| free(*a) && *op(*a) == Op::Silu);
                 gate.map(|(silu, by)| (Step::Gate, silu, vec![operands_of(silu)[0], by]))
@@ -81,8 +99,66 @@ impl Steps {
                 made.operands[i] = operands;
             }
         }
+        made.leave_out(f, looked_up);
         made
     }
+
+    /// Leaves out those of these nodes that nobody asks for any more.
+    fn leave_out(&mut self, f: &Function, mut nodes: Vec<NodeId>) {
+        let mut uses = vec![0u32; f.nodes.len()];
+        self.operands.iter().flatten().chain(f.outputs.iter().map(|o| &o.node)).for_each(|o| uses[*o as usize] += 1);
+        // Users come behind what they use.
+        nodes.sort_unstable_by(|a, b| b.cmp(a));
+        nodes.dedup();
+        for node in nodes.into_iter().map(|n| n as usize) {
+            if uses[node] == 0 && self.steps[node] == Step::Alone {
+                self.steps[node] = Step::WithUser;
+                self.operands[node].drain(..).for_each(|o| uses[o as usize] -= 1);
+            }
+        }
+    }
+}
+
+/// Sizes of a float that does not vary along an axis.
+fn fixed(ty: &Type) -> Option<&[usize]> {
+    match ty {
+        Type::Tensor(t) if t.dtype == DType::Float && t.axis.is_none() => Some(&t.shape),
+        _ => None,
+    }
+}
+
+/// A product of a matrix with what is looked up: its form, its operands, and the nodes that it takes apart.
+fn looked_up_product(f: &Function, types: &[Type], node: usize) -> Option<(Form, Vec<NodeId>, Vec<NodeId>)> {
+    let (Op::MatVec, [weight, x]) = (&f.nodes[node].op, &f.nodes[node].operands[..]) else { return None };
+    fixed(&types[*weight as usize]).filter(|shape| shape.len() == 2)?;
+    let (mut inside, mut operands, mut parts) = (vec![*x], vec![*weight], Vec::new());
+    let joined = match &f.nodes[*x as usize].op {
+        Op::Concat { axis: 0 } => &f.nodes[*x as usize].operands[..],
+        _ => std::slice::from_ref(x),
+    };
+    for part in joined {
+        let from = &f.nodes[*part as usize];
+        let index = *from.operands.last()?;
+        if !matches!(&types[index as usize], Type::Tensor(t) if t.shape.is_empty()) {
+            return None;
+        }
+        parts.push(match (&from.op, &from.operands[..]) {
+            (Op::OneHot { size }, _) => Part::OneHot(*size),
+            (Op::Gather, [table, _]) if fixed(&types[*table as usize])?.len() == 2 => Part::Row,
+            _ => return None,
+        });
+        operands.extend(&from.operands);
+        inside.push(*part);
+    }
+    Some((Form { parts, bias: false }, operands, inside))
+}
+
+/// The operands of a sum of which the second is a vector that is the same everywhere.
+fn sum_with_bias(f: &Function, types: &[Type], node: usize) -> Option<(NodeId, NodeId)> {
+    let (Op::Add, [a, b]) = (&f.nodes[node].op, &f.nodes[node].operands[..]) else { return None };
+    let is_bias = |n: &NodeId| fixed(&types[*n as usize]).is_some_and(|shape| shape.len() == 1);
+    let product = |n: &NodeId| f.nodes[*n as usize].op == Op::MatVec;
+    [(a, b), (b, a)].into_iter().find(|(x, bias)| product(x) && is_bias(bias)).map(|(x, bias)| (*x, *bias))
 }
 
 /// The vector that a value is, or repeats over the axes before the last.
@@ -131,7 +207,7 @@ mod tests {
         let outputs = [10, 11, 14, 16].map(|node| Output { name: String::new(), node }).to_vec();
         let f = Function { name: "f".into(), arguments: vec![], parameters: vec![], nodes, outputs };
         let made = Steps::joint(&f, &types);
-        let joined: Vec<(usize, Step)> = made.steps.iter().copied().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
+        let joined: Vec<(usize, Step)> = made.steps.iter().cloned().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
         let expected = [
             (2, Step::WithUser),
             (3, Step::ConvSilu { conv: 2 }),
@@ -142,5 +218,46 @@ mod tests {
         ];
         assert_eq!(joined, expected);
         assert_eq!([&made.operands[3], &made.operands[7], &made.operands[9]], [&vec![0, 1], &vec![3, 5], &vec![7, 3]]);
+    }
+
+    #[test]
+    fn a_product_with_what_is_looked_up_takes_all_of_it_with_its_bias() {
+        let int = |axis: Option<&str>| TensorType { dtype: DType::Int, axis: axis.map(str::to_string), shape: vec![] };
+        let along = |shape: &[usize]| TensorType { axis: Some("time".into()), ..TensorType::float(shape) };
+        let (hot, join) = (Op::OneHot { size: 3 }, Op::Concat { axis: 0 });
+        let nodes: Vec<(Op, Vec<NodeId>, TensorType)> = vec![
+            (Op::Argument { index: 0 }, vec![], int(Some("time"))),
+            (Op::Parameter { index: 0 }, vec![], TensorType::float(&[5, 4])),
+            (hot, vec![0], along(&[3])),
+            (Op::Gather, vec![1, 0], along(&[4])),
+            (join, vec![2, 3], along(&[7])),
+            (Op::Parameter { index: 1 }, vec![], TensorType::float(&[6, 7])),
+            (Op::Parameter { index: 2 }, vec![], TensorType::float(&[6])),
+            (Op::MatVec, vec![5, 4], along(&[6])),
+            (Op::Add, vec![6, 7], along(&[6])),
+            // Without a bias; the product has another user, so a sum takes nothing from it.
+            (Op::MatVec, vec![5, 4], along(&[6])),
+            (Op::Add, vec![9, 6], along(&[6])),
+            // What is mapped again is not looked up.
+            (Op::Parameter { index: 3 }, vec![], TensorType::float(&[6, 6])),
+            (Op::MatVec, vec![11, 8], along(&[6])),
+        ];
+        let types: Vec<Type> = nodes.iter().map(|(_, _, ty)| Type::Tensor(ty.clone())).collect();
+        let nodes = nodes.into_iter().map(|(op, operands, _)| Node { op, operands, span: Span::default() }).collect();
+        // One-hot vectors are a result too, so they stay.
+        let outputs = [2, 9, 10, 12].map(|node| Output { name: String::new(), node }).to_vec();
+        let f = Function { name: "f".into(), arguments: vec![], parameters: vec![], nodes, outputs };
+        let made = Steps::joint(&f, &types);
+        let joined: Vec<(usize, Step)> = made.steps.iter().cloned().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
+        let form = |bias| Form { parts: vec![Part::OneHot(3), Part::Row], bias };
+        let expected = [
+            (3, Step::WithUser),
+            (4, Step::WithUser),
+            (7, Step::WithUser),
+            (8, Step::Lookup(form(true))),
+            (9, Step::Lookup(form(false))),
+        ];
+        assert_eq!(joined, expected);
+        assert_eq!([&made.operands[8], &made.operands[9]], [&vec![5, 6, 0, 1, 0], &vec![5, 0, 1, 0]]);
     }
 }

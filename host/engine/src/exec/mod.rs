@@ -8,6 +8,8 @@
 //! | [`value`] | tensors with the leading axes that the host adds |
 //! | [`ops`] | operators that need nothing but their operands |
 //! | [`fused`] | operations in one pass over memory, where libtorch needs several |
+//! | [`lookup`] | linear maps of rows that are looked up |
+//! | [`loss`] | losses of outputs against symbols |
 //! | [`joint`] | which nodes of a function are carried out together |
 //! | [`solve`] | conjugate gradients with an implicit backward |
 //! | [`time`] | operators along a slow net's sequence axis |
@@ -27,6 +29,8 @@ pub mod evaluate;
 pub mod fused;
 pub mod joint;
 pub mod kernel;
+pub mod lookup;
+pub mod loss;
 pub mod ops;
 pub mod plan;
 pub mod prepared;

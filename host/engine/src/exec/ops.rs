@@ -2,12 +2,13 @@
 
 use anyhow::{Result, bail};
 use fwp_sdk::program::Op;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::fused;
 use super::solve;
-use super::value::{Lead, Precision, Value, joined};
+use super::value::{Lead, Precision, Value, expanded, joined, reshaped};
 use crate::shim::fused::Norm;
+use crate::shim::lookup;
 
 /// Applies an operator that needs nothing but its operands.
 pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
@@ -62,7 +63,7 @@ pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
 
         Reshape { shape } => {
             let full: Vec<i64> = x[0].lead_shape().into_iter().chain(sizes(shape)).collect();
-            Value::new(x[0].tensor.f_reshape(full)?, x[0].lead)
+            Value::new(reshaped(&x[0].tensor, &full)?, x[0].lead)
         }
         Transpose { order } => {
             let lead = x[0].lead.count() as i64;
@@ -86,11 +87,7 @@ pub fn apply(op: &Op, x: &[&Value], precision: Precision) -> Result<Value> {
         }
         Roll { axis, shift } => Value::new(x[0].tensor.f_roll(*shift, x[0].dim(*axis))?, x[0].lead),
         Flip { axis } => Value::new(x[0].tensor.f_flip(x[0].dim(*axis))?, x[0].lead),
-        OneHot { size } => {
-            // Written as a comparison: the library's own one_hot reads the integers back to the host to check them.
-            let classes = Tensor::f_arange(*size as i64, (Kind::Int64, device))?;
-            Value::new(x[0].tensor.f_unsqueeze(-1)?.f_eq_tensor(&classes)?.f_to_kind(precision.kind)?, x[0].lead)
-        }
+        OneHot { size } => Value::new(one_hot(&x[0].tensor, *size as i64, precision)?, x[0].lead),
         Gather => gather(x[0], x[1])?,
         Cumsum { axis } => Value::new(x[0].tensor.f_cumsum(x[0].dim(*axis), None)?, x[0].lead),
         Sum { axes } => sum(x[0], axes)?,
@@ -134,6 +131,16 @@ pub fn gate(a: &Value, b: &Value) -> Result<Value> {
     elementwise(&[a, b], |t| fused::gate(&t[0], &t[1]))
 }
 
+fn one_hot(index: &Tensor, size: i64, precision: Precision) -> Result<Tensor> {
+    let Precision { kind, device } = precision;
+    if device == Device::Cpu && matches!(kind, Kind::Float | Kind::Double) {
+        return Ok(lookup::one_hot(index, size, kind == Kind::Double)?);
+    }
+    // Written as a comparison: the library's own one_hot reads the integers back to the host to check them.
+    let classes = Tensor::f_arange(size, (Kind::Int64, device))?;
+    Ok(index.f_unsqueeze(-1)?.f_eq_tensor(&classes)?.f_to_kind(kind)?)
+}
+
 /// Sizes as libtorch takes them.
 pub fn sizes(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|s| *s as i64).collect()
@@ -167,7 +174,7 @@ fn expand_lead(t: &Tensor, x: &[&Value], lead: Lead) -> Result<Tensor> {
             shape[d] = shape[d].max(own[d]);
         }
     }
-    Ok(t.f_expand(shape, false)?)
+    expanded(t.shallow_clone(), &shape)
 }
 
 fn unary(op: &Op, t: &Tensor, precision: Precision) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use fwp_program::{Separation, When};
-use fwp_sdk::program::{Function, Node, NodeId, Op, Output, Program, Span, State, Type};
+use fwp_sdk::program::{Argument, Function, Node, NodeId, Op, Output, Program, Span, State, TensorType, Type};
 
 use super::choose::Made;
 
@@ -79,7 +79,10 @@ impl StepPlan {
     /// As [`StepPlan::new`], with all in the steps that a kernel computes better there.
     pub fn sunk(program: &Program, function: Function, states: Vec<WalkState>) -> Result<StepPlan, String> {
         let types = types_of(program, &function, &states)?;
-        let when = fwp_program::sunk(&function, &fwp_program::schedule(&function, &types));
+        let when = match states[..] {
+            [] => fwp_program::stateless(&function, &types),
+            _ => fwp_program::sunk(&function, &fwp_program::schedule(&function, &types)),
+        };
         Ok(StepPlan::scheduled(program, function, states, types, when))
     }
 
@@ -173,6 +176,29 @@ pub fn read_earlier(program: &Program, step: &Function, apart: &Separation, chun
     StepPlan::new(program, f, states)
 }
 
+/// Reading a memory along a sequence, as a walk without states: what is read of the memory are arguments that vary by sample only.
+///
+/// Inputs come first, and after them states under the names that [`memory_argument`] gives.
+pub fn read_along(program: &Program, apart: &Separation) -> Result<StepPlan, String> {
+    let mut f = Function { name: "read".into(), ..apart.read.clone() };
+    let mut places: Vec<Option<u32>> = vec![None; program.states.len()];
+    for node in &mut f.nodes {
+        let Some(i) = state_index(&node.op) else { continue };
+        let index = *places[i].get_or_insert_with(|| {
+            let state = &program.states[i];
+            f.arguments.push(Argument { name: memory_argument(&state.name), ty: TensorType::float(&state.shape).into() });
+            f.arguments.len() as u32 - 1
+        });
+        node.op = Op::Argument { index };
+    }
+    StepPlan::new(program, f, vec![])
+}
+
+/// The name of the argument that a state is in [`read_along`].
+pub fn memory_argument(state: &str) -> String {
+    format!("memory.{state}")
+}
+
 /// Appends the nodes of `from`; `state` may put another node in the place of a state.
 fn copied(
     from: &Function,
@@ -207,7 +233,10 @@ fn is_state(o: &Output) -> bool {
 /// Types of a function that was derived from a program.
 fn types_of(program: &Program, function: &Function, states: &[WalkState]) -> Result<Vec<Type>, String> {
     let mut extended = program.clone();
-    extended.states = states.iter().map(|s| s.state.clone()).collect();
+    // A function that reads no state leaves the program's own, which its other functions read.
+    if !states.is_empty() {
+        extended.states = states.iter().map(|s| s.state.clone()).collect();
+    }
     extended.functions.push(function.clone());
     let mut types = fwp_sdk::program::shape::types(&extended)?;
     Ok(types.nodes.pop().unwrap_or_default())

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use fwp_program::{ModelPrograms, Separation, SlotPrograms};
 use fwp_sdk::program::shape::{self, Types};
-use fwp_sdk::program::{Function, Output, Program, RuleInput, Type, entry};
+use fwp_sdk::program::{Function, Output, Program, ReadAt, RuleInput, Type, entry};
 
 use super::joint::Steps;
 use super::plan::{StepPlan, declared, read_earlier};
@@ -49,29 +49,8 @@ pub struct ReadWrite {
     pub apart: Separation,
     /// The write, scheduled.
     pub write: Arc<StepPlan>,
-}
-
-/// Which state an output reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Read {
-    /// The state after the step.
-    After,
-    /// The state before the step.
-    Before,
-    /// The state at the start of the step's chunk; chunks of this length count from the last reset.
-    ChunkStart(usize),
-}
-
-impl Read {
-    /// From the attribute of a fast-weight node.
-    pub fn parse(text: &str) -> Result<Read> {
-        match (text, text.strip_prefix("chunk:")) {
-            ("after", _) => Ok(Read::After),
-            ("before", _) => Ok(Read::Before),
-            (_, Some(n)) => Ok(Read::ChunkStart(n.parse().context("internal: the length of a chunk")?)),
-            _ => anyhow::bail!("internal: read `{text}`"),
-        }
-    }
+    /// The read along a sequence, scheduled; none where something asks for the index of a step, which a read does not have.
+    pub read: Option<Arc<StepPlan>>,
 }
 
 /// A slot: feature map and update rule.
@@ -163,11 +142,11 @@ impl Slot {
     }
 
     /// The whole step with outputs that read this state.
-    pub fn plan(&self, read: Read) -> Result<Arc<StepPlan>> {
+    pub fn plan(&self, read: ReadAt) -> Result<Arc<StepPlan>> {
         let chunk = match read {
-            Read::After => return Ok(self.step.clone()),
-            Read::Before => 1,
-            Read::ChunkStart(n) => n,
+            ReadAt::After => return Ok(self.step.clone()),
+            ReadAt::Before => 1,
+            ReadAt::ChunkStart(n) => n,
         };
         // Plans are put in whole, so a panic elsewhere leaves nothing half done.
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,7 +184,9 @@ fn effective(rule: &Program) -> Option<Function> {
 fn separate(rule: &Prepared) -> Result<ReadWrite, String> {
     let apart = fwp_program::separate(&rule.program).map_err(|e| e.to_string())?;
     let write = StepPlan::new(&rule.program, apart.write.clone(), declared(&rule.program))?;
-    Ok(ReadWrite { write: Arc::new(write), apart })
+    let read = super::plan::read_along(&rule.program, &apart)?;
+    let read = (!read.uses_index).then(|| Arc::new(read));
+    Ok(ReadWrite { write: Arc::new(write), read, apart })
 }
 
 /// All programs of a model, ready to run.

@@ -8,16 +8,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use fwp_sdk::program::{Function, Op, Parameter, Scope, StateInit, entry};
+use fwp_sdk::program::{Function, MapRole, Op, Parameter, ReadAt, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
 use super::choose::Executors;
 use super::evaluate::{self, Place, Surroundings, Table};
 use super::ops::sizes;
-use super::plan::{StepPlan, WalkState, declared};
-pub use super::prepared::Read;
+use super::plan::{StepPlan, WalkState, declared, memory_argument};
 use super::prepared::Slot;
-use super::value::{Datum, Lead, Memory, Precision, Value};
+use super::value::{Datum, Lead, Memory, Precision, Value, expanded};
 use super::walk::length;
 
 /// Fast weights of a slot at one place of a model.
@@ -124,7 +123,7 @@ impl FastWeights {
                 StateInit::Constant(c) => Tensor::f_full(shape, *c, float)?,
                 StateInit::Parameter(name) => {
                     let value = self.parameters.get(&format!("{}{name}", self.prefix))?;
-                    value.aligned(Lead::BATCH, s.state.shape.len())?.f_expand(shape, false)?
+                    expanded(value.aligned(Lead::BATCH, s.state.shape.len())?, &shape)?
                 }
             })
         };
@@ -200,7 +199,7 @@ impl FastWeights {
         query_scale: Option<f64>,
         memory: Memory,
         masks: &Masks,
-        read: Read,
+        read: ReadAt,
     ) -> Result<(Vec<Value>, Memory)> {
         let plan = self.slot.plan(read)?;
         let values = in_order(&plan.function, inputs)?;
@@ -214,8 +213,48 @@ impl FastWeights {
         Ok(self.executors.clone().run(self, plan, Inputs::Raw { values: &values, query_scale: None }, memory, masks)?.1)
     }
 
-    /// Reads with inputs `[steps, n, ...]` or `[n, ...]`, after the feature map, the memory staying as it is: output, then extras.
-    pub fn read(&self, memory: &Memory, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
+    /// Reads with inputs `[steps, n, ...]` or `[n, ...]`, given before the feature map, the memory staying as it is: output, then extras.
+    /// Queries are multiplied by the scale after the map; masks say only where a sequence of queries begins.
+    pub fn read(
+        &self,
+        inputs: &[(String, Value)],
+        query_scale: Option<f64>,
+        memory: &Memory,
+        masks: &Masks,
+    ) -> Result<Vec<Value>> {
+        let apart = self.slot.apart()?;
+        if let Some(plan) = apart.read.as_ref().filter(|_| inputs.iter().all(|(_, v)| v.lead.steps)) {
+            let states = self.rule().states.iter().zip(&memory.states);
+            let states = states.map(|(s, t)| (memory_argument(&s.name), Value::new(t.shallow_clone(), Lead::BATCH)));
+            let all: Vec<(String, Value)> = inputs.iter().cloned().chain(states).collect();
+            let values = in_order(&plan.function, &all)?;
+            let nothing = Memory { slot: memory.slot, states: vec![], index: memory.index.shallow_clone() };
+            let found = self.executors.clone().read(self, plan, Inputs::Raw { values: &values, query_scale }, nothing)?;
+            if let Some(outputs) = found {
+                return Ok(outputs);
+            }
+        }
+        self.read_mapped(memory, &self.all_mapped(inputs, query_scale, memory, masks)?)
+    }
+
+    /// Inputs after the feature map, queries scaled.
+    pub fn all_mapped(
+        &self,
+        inputs: &[(String, Value)],
+        query_scale: Option<f64>,
+        memory: &Memory,
+        masks: &Masks,
+    ) -> Result<Vec<(String, Value)>> {
+        let index = match inputs.iter().find(|(_, v)| v.lead.steps) {
+            Some((_, v)) => step_indices(&memory.index, masks, v.tensor.size()[0], true)?.0,
+            None => Value::new(memory.index.shallow_clone(), Lead::BATCH),
+        };
+        let mapped = |(name, x): &(String, Value)| Ok((name.clone(), self.mapped(name, x.clone(), query_scale, &index)?));
+        inputs.iter().map(mapped).collect()
+    }
+
+    /// [`FastWeights::read`], operation by operation, with inputs after the feature map.
+    fn read_mapped(&self, memory: &Memory, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
         let read = &self.slot.apart()?.apart.read;
         let arguments: Vec<Datum> = in_order(read, inputs)?.into_iter().map(Datum::Value).collect();
         let steps = arguments.iter().any(|a| a.value().is_ok_and(|v| v.lead.steps));
@@ -230,7 +269,7 @@ impl FastWeights {
             .map(|d| {
                 let v = d.value()?;
                 let shape: Vec<i64> = length.into_iter().chain([n]).chain(v.shape()).collect();
-                Ok(Value::new(v.aligned(lead, v.rank())?.f_expand(shape, false)?, lead))
+                Ok(Value::new(expanded(v.aligned(lead, v.rank())?, &shape)?, lead))
             })
             .collect()
     }
@@ -287,7 +326,7 @@ impl Surroundings for InStep<'_> {
         Ok(Datum::Value(match op {
             Op::State { index } => Value::new(self.states[*index as usize].shallow_clone(), Lead::BATCH),
             Op::StepIndex => self.index.clone(),
-            Op::Phi { role, .. } => self.weights.map(operands[0].value()?.clone(), role == "query", &self.index)?,
+            Op::Phi { role, .. } => self.weights.map(operands[0].value()?.clone(), *role == MapRole::Query, &self.index)?,
             other => bail!("internal: `{}` inside of a step, node {}", other.name(), at.node),
         }))
     }

@@ -34,9 +34,11 @@ fn iterate(a: &Tensor, b: &Tensor, iterations: usize, tolerance: f64) -> Result<
     let mut rr = dot(&residual, &residual)?;
     let goal = rr.f_mul_scalar(tolerance * tolerance)?;
     for _ in 0..iterations {
-        let going = rr.f_gt_tensor(&goal)?;
         let ap = product(&direction)?;
-        let curvature = dot(&direction, &ap)?.f_masked_fill(&going.f_logical_not()?, 1.0)?;
+        let curvature = dot(&direction, &ap)?;
+        // A residual may be so small that products with it are 0.
+        let going = rr.f_gt_tensor(&goal)?.f_logical_and(&curvature.f_ne(0.0)?)?;
+        let curvature = curvature.f_masked_fill(&going.f_logical_not()?, 1.0)?;
         let step = rr.f_div(&curvature)?.f_mul(&going)?;
         x = x.f_add(&direction.f_mul(&step)?)?;
         residual = residual.f_sub(&ap.f_mul(&step)?)?;

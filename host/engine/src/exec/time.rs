@@ -148,16 +148,26 @@ pub struct Attention {
 }
 
 /// Softmax attention of q `[batch, time, h, d]` on k `[batch, past, g, d]` and v `[batch, past, g, e]`.
-pub fn attention(q: &Value, k: &Value, v: &Value, how: Attention, along: &Along<'_>) -> Result<(Value, Vec<Tensor>)> {
+///
+/// Where there are numbers of parts `[batch, time]`, a step sees steps of its own number only.
+pub fn attention(
+    [q, k, v]: [&Value; 3],
+    part: Option<&Value>,
+    how: Attention,
+    along: &Along<'_>,
+) -> Result<(Value, Vec<Tensor>)> {
     let Attention { scale, causal, window, one_axis, carry } = how;
     if carry && !(causal && window > 0) {
         bail!("unbounded attention has no state of fixed size to carry over: give it a window, or train without carry-over");
     }
     let (batch, time) = (q.tensor.size()[0], q.tensor.size()[1]);
     let (mut keys, mut values) = (k.tensor.shallow_clone(), v.tensor.shallow_clone());
+    let expanded = |p: &Value| -> Result<Tensor> { Ok(p.aligned(Lead::AXIS, 0)?.f_expand([batch, time], false)?) };
+    let mut parts = part.map(expanded).transpose()?;
     let mut before = 0;
     if let Some(c) = along.carried {
         before = c[0].size()[1];
+        parts = parts.map(|p| Tensor::f_cat(&[&c[3], &p], 1)).transpose()?;
         keys = Tensor::f_cat(&[&c[0], &keys], 1)?;
         values = Tensor::f_cat(&[&c[1], &values], 1)?;
     }
@@ -185,6 +195,9 @@ pub fn attention(q: &Value, k: &Value, v: &Value, how: Attention, along: &Along<
             None => Tensor::f_ones([batch, n], (Kind::Bool, keys.device()))?,
         };
         ring = vec![keys.f_narrow(1, past - n, n)?, values.f_narrow(1, past - n, n)?, goes_on];
+        if let Some(p) = &parts {
+            ring.push(p.f_narrow(1, past - n, n)?);
+        }
     }
     let groups = q.tensor.size()[2] / keys.size()[2];
     let heads_first = |t: &Tensor| -> Result<Tensor> {
@@ -193,14 +206,15 @@ pub fn attention(q: &Value, k: &Value, v: &Value, how: Attention, along: &Along<
     };
     let (keys, values) = (heads_first(&keys)?, heads_first(&values)?);
     let query = q.tensor.f_transpose(1, 2)?;
-    let plain = window == 0 && sequences.is_none();
-    let mask = if plain { None } else { Some(mask(time, past, before, how, &sequences, q.tensor.device())?) };
+    let alike = [sequences, parts];
+    let plain = window == 0 && alike.iter().all(Option::is_none);
+    let mask = if plain { None } else { Some(mask(time, past, before, how, &alike, q.tensor.device())?) };
     let y = Tensor::f_scaled_dot_product_attention(&query, &keys, &values, mask, 0.0, plain && causal, Some(scale), false)?;
     Ok((Value::new(y.f_transpose(1, 2)?, q.lead), ring))
 }
 
-/// What each query may see, `[time, past]` or `[batch, 1, time, past]`.
-fn mask(time: i64, past: i64, before: i64, how: Attention, sequences: &Option<Tensor>, device: tch::Device) -> Result<Tensor> {
+/// What each query may see, `[time, past]` or `[batch, 1, time, past]`; numbers `[batch, past]` that must be `alike` part it further.
+fn mask(time: i64, past: i64, before: i64, how: Attention, alike: &[Option<Tensor>], device: tch::Device) -> Result<Tensor> {
     let options = (Kind::Int64, device);
     let at = Tensor::f_arange(time, options)?.f_add_scalar(before)?.f_unsqueeze(1)?;
     let distance = at.f_sub(&Tensor::f_arange(past, options)?.f_unsqueeze(0)?)?;
@@ -213,9 +227,9 @@ fn mask(time: i64, past: i64, before: i64, how: Attention, sequences: &Option<Te
         let near = if how.causal { distance.f_lt(window)? } else { distance.f_abs()?.f_lt(window)? };
         seen = seen.f_logical_and(&near)?;
     }
-    if let Some(s) = sequences {
+    for s in alike.iter().flatten() {
         let same = s.f_narrow(1, before, time)?.f_unsqueeze(2)?.f_eq_tensor(&s.f_unsqueeze(1)?)?;
-        seen = seen.f_unsqueeze(0)?.f_logical_and(&same)?.f_unsqueeze(1)?;
+        seen = seen.f_logical_and(&same.f_unsqueeze(1)?)?;
     }
     Ok(seen)
 }

@@ -102,8 +102,19 @@ impl Value {
         // Only a scalar is padded: shapes were checked with the program.
         shape.extend(std::iter::repeat_n(1, rank - own.len()));
         shape.extend(own);
-        Ok(self.tensor.f_reshape(&shape[..])?)
+        reshaped(&self.tensor, &shape)
     }
+}
+
+/// `t` repeated to these sizes. Where it has them already it is `t` itself: an operation that changes nothing costs as much as a small one
+/// that does, twice where gradients are recorded.
+pub fn expanded(t: Tensor, size: &[i64]) -> Result<Tensor> {
+    Ok(if t.size() == size { t } else { t.f_expand(size, false)? })
+}
+
+/// `t` in this shape, where -1 stands for what is left; `t` itself where it has it already.
+pub fn reshaped(t: &Tensor, size: &[i64]) -> Result<Tensor> {
+    Ok(if t.size() == size { t.shallow_clone() } else { t.f_reshape(size)? })
 }
 
 /// The union of the leading axes of values.

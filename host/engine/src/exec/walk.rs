@@ -11,7 +11,7 @@ use super::evaluate::{self, Place, Table};
 use super::ops;
 use super::plan::{RankOne, StepPlan, Work};
 use super::scan::{FastWeights, InStep, Masks, step_indices};
-use super::value::{Datum, Lead, Memory, Value};
+use super::value::{Datum, Lead, Memory, Value, expanded};
 use crate::shim;
 
 /// Walks through all steps: outputs `[steps, n, ...]` in the plan's order, and the memory afterwards.
@@ -30,7 +30,7 @@ pub fn walk(
     let mut start = 0;
     while start < steps {
         let length = segment.min(steps - start);
-        let part = Part::cut(&crossing, around.index(), masks, states, start, length)?;
+        let part = Part::cut(&crossing, &around, masks, states, start, length)?;
         let kept;
         (states, kept) = if segment < steps { walk_again(weights, plan, part)? } else { walk_part(weights, plan, part)? };
         pieces.push(kept);
@@ -102,7 +102,7 @@ impl<'a> Around<'a> {
             .map(|o| {
                 let v = self.value(o.node as usize)?;
                 let shape: Vec<i64> = [self.steps, self.samples].into_iter().chain(v.shape()).collect();
-                Ok(Value::new(v.aligned(Lead::STEPS, v.rank())?.f_expand(shape, false)?, Lead::STEPS))
+                Ok(Value::new(expanded(v.aligned(Lead::STEPS, v.rank())?, &shape)?, Lead::STEPS))
             })
             .collect();
         Ok((outputs?, Memory { slot: self.slot, states, index: self.last }))
@@ -168,14 +168,14 @@ fn walk_part(weights: &FastWeights, plan: &StepPlan, part: Part) -> Result<(Vec<
             if plan.kept[i] {
                 let value = datum.value()?;
                 let shape: Vec<i64> = std::iter::once(n).chain(value.shape()).collect();
-                kept[i].push(value.aligned(Lead::BATCH, value.rank())?.f_expand(shape, false)?);
+                kept[i].push(expanded(value.aligned(Lead::BATCH, value.rank())?, &shape)?);
             }
             values[i] = Some(datum);
         }
         let mut next = Vec::with_capacity(states.len());
         for ((old, walked), node) in states.iter().zip(&plan.states).zip(&plan.next) {
             let value = tensor(&values, *node)?;
-            let mut new = value.aligned(Lead::BATCH, value.rank())?.f_expand(old.size(), false)?;
+            let mut new = expanded(value.aligned(Lead::BATCH, value.rank())?, &old.size())?;
             let held = walked.state.held as i64;
             if held > 1 {
                 let due = index.at(t).tensor.f_add_scalar(1)?.f_remainder(held)?.f_eq(0)?;
@@ -253,7 +253,7 @@ struct Part {
 impl Part {
     fn cut(
         crossing: &[(usize, Value)],
-        index: &Value,
+        around: &Around<'_>,
         masks: &Masks,
         states: Vec<Tensor>,
         start: i64,
@@ -264,10 +264,10 @@ impl Part {
         };
         let mask = |m: &Option<Tensor>| m.as_ref().map(|t| t.f_narrow(0, start, length)).transpose();
         Ok(Part {
-            samples: states.first().map_or(1, |s| s.size()[0]),
+            samples: around.samples,
             states,
             crossing: crossing.iter().map(|(o, v)| Ok((*o, narrow(v)?))).collect::<Result<_>>()?,
-            index: narrow(index)?,
+            index: narrow(around.index())?,
             reset: mask(&masks.reset)?,
             write: mask(&masks.write)?,
             length,

@@ -1,7 +1,8 @@
 //! Recurrent cells of a slow net as walks: what does not depend on the state is computed for all steps at once, and the rest may be one kernel.
 //!
-//! A cell that reads and writes nothing but tensors is a step like a rule's: its carried operands are states, its other operands the step's inputs.
-//! Cells that hold fast weights, look along the sequence or draw random numbers are carried out step by step instead.
+//! A cell is a step like a rule's: its carried operands are states, its other operands the step's inputs.
+//! Fast weights that it holds are written out in it ([`super::unfold`]).
+//! Cells that look along the sequence or draw random numbers are carried out step by step instead.
 
 use std::sync::Arc;
 
@@ -10,17 +11,18 @@ use fwp_sdk::program::shape;
 use fwp_sdk::program::{DType, Function, Node, Op, Output, Program, State, StateInit, Type};
 use tch::{Kind, Tensor};
 
+use super::unfold::{Carried, Unfolded, unfold};
 use crate::exec::choose::Executors;
 use crate::exec::evaluate::{Table, is_special};
 use crate::exec::plan::{StepPlan, WalkState};
-use crate::exec::prepared::{Prepared, Slot};
-use crate::exec::scan::{FastWeights, Inputs, Masks};
-use crate::exec::value::{Lead, Memory, Precision, Value};
+use crate::exec::prepared::{Composed, Prepared, Slot};
+use crate::exec::scan::{FastWeights, Inputs, Masks, step_indices};
+use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
 
 /// A cell as a walk.
 pub struct Cell {
     slot: Arc<Slot>,
-    states: usize,
+    carried: Vec<Carried>,
 }
 
 /// One call of a cell.
@@ -29,10 +31,10 @@ pub struct Call<'a> {
     pub prefix: &'a str,
     /// Parameters by path.
     pub parameters: Table,
-    /// States at the start and after a reset, `[batch, ...]`.
-    pub initial: Vec<Tensor>,
-    /// States before the first step, `[batch, ...]`.
-    pub current: Vec<Tensor>,
+    /// States at the start and after a reset, `[batch, ...]`, and memories.
+    pub initial: &'a [Datum],
+    /// States before the first step, `[batch, ...]`, and memories.
+    pub current: &'a [Datum],
     /// The step's inputs, `[batch, time, ...]`.
     pub sequences: Vec<Tensor>,
     /// Where new sequences start, `[batch, time]`.
@@ -47,13 +49,23 @@ pub struct Call<'a> {
 
 impl Cell {
     /// The cell of function `index`, whose first `states` arguments are carried; none where it is no such walk.
-    pub fn new(net: &Prepared, index: usize, states: usize) -> Option<Cell> {
-        let program = &net.program;
+    pub fn new(composed: &Composed, index: usize, states: usize) -> Option<Cell> {
+        let net = &composed.net;
+        let memories = net.program.functions[index].arguments.iter().any(|a| matches!(&a.ty, Type::Memory(_)));
+        let (program, index, carried) = if memories {
+            let Unfolded { program, carried } = unfold(composed, index, states)?;
+            let last = program.functions.len() - 1;
+            (program, last, carried)
+        } else {
+            (net.program.clone(), index, (0..states).map(|_| Carried::Tensor).collect())
+        };
+        let states = carried.iter().map(Carried::tensors).sum();
         let from = &program.functions[index];
-        let plain = reachable(program, index).iter().all(|f| program.functions[*f].nodes.iter().all(|n| serves(&n.op)));
+        let types = shape::types(&program).ok()?;
+        let plain = reachable(&program, index).iter().all(|f| program.functions[*f].nodes.iter().all(|n| serves(&n.op)));
         let floats = from.arguments[..states].iter().all(|a| matches!(&a.ty, Type::Tensor(t) if t.dtype == DType::Float));
         let tensors = from.arguments.iter().all(|a| matches!(&a.ty, Type::Tensor(_)));
-        let results = net.types.functions[index].results.iter();
+        let results = types.functions[index].results.iter();
         if !plain
             || !floats
             || !tensors
@@ -71,21 +83,27 @@ impl Cell {
                 masked: true,
             })
         });
-        let plan = StepPlan::new(program, step(from, states), walk.collect::<Option<_>>()?).ok()?;
-        let rule = Prepared::typed(program.clone(), shape::types(program).ok()?);
-        Some(Cell { slot: Arc::new(Slot::of_cell(rule, plan)), states })
+        let plan = StepPlan::new(&program, step(from, states), walk.collect::<Option<_>>()?).ok()?;
+        let rule = Prepared::typed(program, types);
+        Some(Cell { slot: Arc::new(Slot::of_cell(rule, plan)), carried })
     }
 
-    /// Walks along the sequences: final states `[batch, ...]`, and outputs `[batch, time, ...]`.
+    /// Whether it holds fast weights.
+    pub fn has_memories(&self) -> bool {
+        self.carried.iter().any(|c| matches!(c, Carried::Memory { .. }))
+    }
+
+    /// Walks along the sequences: what is carried out of the last step, and outputs `[batch, time, ...]`.
     ///
     /// # Errors
     /// What the executor meets.
-    pub fn run(&self, call: Call<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    pub fn run(&self, call: Call<'_>) -> Result<(Vec<Datum>, Vec<Tensor>)> {
+        let size = call.sequences.first().context("internal: a cell without inputs")?.size();
+        let (batch, length) = (size[0], size[1]);
         let mut parameters = call.parameters;
-        for (i, t) in call.initial.iter().enumerate() {
-            parameters.0.insert(format!("{}{}", call.prefix, initial_name(i)), Value::new(t.shallow_clone(), Lead::BATCH));
+        for (i, t) in self.tensors(call.initial, batch)?.into_iter().enumerate() {
+            parameters.0.insert(format!("{}{}", call.prefix, initial_name(i)), Value::new(t, Lead::BATCH));
         }
-        let batch = call.initial.first().context("internal: a cell without states")?.size()[0];
         let weights = FastWeights {
             slot: self.slot.clone(),
             index: 0,
@@ -96,16 +114,82 @@ impl Cell {
             executors: call.executors,
         };
         let index = Tensor::f_zeros([batch], (Kind::Int64, call.precision.device))?;
-        let memory = Memory { slot: 0, states: call.current, index };
+        let memory = Memory { slot: 0, states: self.tensors(call.current, batch)?, index };
         let inputs = call.sequences.iter().map(|t| Ok(Value::new(t.f_transpose(0, 1)?, Lead::STEPS)));
         let masks = Masks { reset: call.reset.map(|r| r.f_transpose(0, 1)).transpose()?, write: None };
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let (outputs, memory) =
             weights.executors.clone().run(&weights, &self.slot.step, Inputs::Ready(&inputs), memory, &masks)?;
         let outputs = outputs.iter().map(|v| Ok(v.tensor.f_transpose(0, 1)?)).collect::<Result<_>>()?;
-        debug_assert_eq!(memory.states.len(), self.states);
-        Ok((memory.states, outputs))
+        Ok((self.data(memory.states, [call.initial, call.current], length, masks.reset.as_ref())?, outputs))
     }
+
+    /// What is carried, as the walk's states `[batch, ...]`.
+    fn tensors(&self, data: &[Datum], batch: i64) -> Result<Vec<Tensor>> {
+        let mut out = Vec::new();
+        for (datum, carried) in data.iter().zip(&self.carried) {
+            match (datum, carried) {
+                (Datum::Memory(memory), Carried::Memory { heads, .. }) => {
+                    let by_head = memory.states.iter().map(|t| {
+                        let shape: Vec<i64> = [batch, *heads as i64].iter().chain(&t.size()[1..]).copied().collect();
+                        Ok(t.f_reshape(shape)?)
+                    });
+                    let by_head = by_head.collect::<Result<Vec<Tensor>>>()?;
+                    for head in 0..*heads as i64 {
+                        for t in &by_head {
+                            out.push(t.f_select(1, head)?);
+                        }
+                    }
+                }
+                (datum, _) => out.push(datum.value()?.tensor.shallow_clone()),
+            }
+        }
+        Ok(out)
+    }
+
+    /// The walk's states after `length` steps as what is carried.
+    fn data(
+        &self,
+        states: Vec<Tensor>,
+        [initial, current]: [&[Datum]; 2],
+        length: i64,
+        reset: Option<&Tensor>,
+    ) -> Result<Vec<Datum>> {
+        let mut rest = states.into_iter();
+        let mut out = Vec::new();
+        for (i, carried) in self.carried.iter().enumerate() {
+            let own: Vec<Tensor> = rest.by_ref().take(carried.tensors()).collect();
+            let Carried::Memory { slot, heads, states, writes } = carried else {
+                let tensor = own.into_iter().next().context("internal: too few states")?;
+                out.push(Datum::Value(Value::new(tensor, Lead::BATCH)));
+                continue;
+            };
+            let whole = |state: usize| -> Result<Tensor> {
+                let heads: Vec<&Tensor> = own.iter().skip(state).step_by(*states).collect();
+                let all = Tensor::f_stack(&heads, 1)?;
+                let shape: Vec<i64> = std::iter::once(-1).chain(all.size()[2..].iter().copied()).collect();
+                Ok(all.f_reshape(shape)?)
+            };
+            let (Datum::Memory(first), Datum::Memory(last)) = (&initial[i], &current[i]) else {
+                anyhow::bail!("internal: a memory became a tensor");
+            };
+            let index = counted(&first.index, &last.index, *writes, length, reset, *heads as i64)?;
+            let states = (0..*states).map(whole).collect::<Result<_>>()?;
+            out.push(Datum::Memory(Memory { slot: *slot, states, index }));
+        }
+        Ok(out)
+    }
+}
+
+/// How many writes a memory has seen after `length` steps of `writes` each: from `current`, or from `initial` since the last reset.
+fn counted(initial: &Tensor, current: &Tensor, writes: i64, length: i64, reset: Option<&Tensor>, heads: i64) -> Result<Tensor> {
+    let went_on = current.f_add_scalar(writes * length)?;
+    let Some(reset) = reset else { return Ok(went_on) };
+    let reset = reset.f_repeat_interleave_self_int(heads, 1, None)?;
+    let masks = Masks { reset: Some(reset.shallow_clone()), write: None };
+    let (_, since) = step_indices(&current.f_zeros_like()?, &masks, length, true)?;
+    let anew = since.f_mul_scalar(writes)?.f_add(initial)?;
+    Ok(anew.f_where_self(&reset.f_any_dim(0, false)?, &went_on)?)
 }
 
 /// The name under which a state's initial value is among the parameters. No parameter has a space in its name.

@@ -3,6 +3,7 @@
 mod cell;
 pub mod init;
 mod net;
+mod unfold;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use crate::exec::choose::{Executor, Executors, Policy};
 use crate::exec::evaluate;
 use crate::exec::prepared::{Composed, Prepared};
-use crate::exec::value::{Datum, Lead, Precision, Value};
+use crate::exec::value::{Datum, Lead, Precision, Value, expanded};
 use crate::train::{Output, Parameter, Pass, TrainModel};
 
 /// What one call of a model leaves for the next: states of fast weights and cells, rings of convolutions and windows, positions.
@@ -91,7 +92,7 @@ impl Model {
         }
         // Cells are put in whole, so a panic elsewhere leaves nothing half done.
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Cell::new(&self.composed.net, function, states).map(Arc::new);
+        let made = || Cell::new(&self.composed, function, states).map(Arc::new);
         cells.entry((function, states)).or_insert_with(made).clone()
     }
 
@@ -133,7 +134,7 @@ impl Model {
                 v.tensor.shallow_clone()
             } else {
                 let shape: Vec<i64> = std::iter::once(batch).chain(v.shape()).collect();
-                v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?
+                expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?
             };
             values.insert(o.name.clone(), full);
         }

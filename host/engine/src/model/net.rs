@@ -2,18 +2,19 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
-use fwp_sdk::program::{Op, Parameter, Role, SlotInterface, Training};
+use fwp_sdk::program::{Op, Parameter, QueryScale, Role, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
 use super::cell::{Call as CellCall, Cell};
 use super::{Carry, Model, Probes, init, source};
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample, step_indices};
+use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::time::{self, Along, Attention};
-use crate::exec::value::{Datum, Lead, Memory, Precision, Value};
+use crate::exec::value::{Datum, Lead, Memory, Precision, Value, expanded, reshaped};
 use crate::train::Pass;
 
 /// One forward pass.
@@ -164,7 +165,7 @@ impl<'a> InNet<'a> {
         let lead = if length.is_some() { Lead::AXIS } else { Lead::BATCH };
         let own = x.shape();
         let full: Vec<i64> = std::iter::once(self.batch).chain(length).chain(own.iter().copied()).collect();
-        let mut t = x.aligned(lead, x.rank())?.f_expand(full, false)?;
+        let mut t = expanded(x.aligned(lead, x.rank())?, &full)?;
         let head_axis = lead.count() as i64;
         let groups = heads as i64 / own[0];
         if groups > 1 {
@@ -172,12 +173,11 @@ impl<'a> InNet<'a> {
         }
         let rest: Vec<i64> = own[1..].to_vec();
         if let Some(length) = length {
-            let order: Vec<i64> = [1, 0].into_iter().chain(2..t.dim() as i64).collect();
-            let flat: Vec<i64> = [length, -1].into_iter().chain(rest).collect();
-            return Ok(Value::new(t.f_permute(order)?.f_reshape(flat)?, Lead::STEPS));
+            let flat: Vec<i64> = [length, self.batch * heads as i64].into_iter().chain(rest).collect();
+            return Ok(Value::new(reshaped(&t.f_transpose(0, 1)?, &flat)?, Lead::STEPS));
         }
-        let flat: Vec<i64> = std::iter::once(-1).chain(rest).collect();
-        Ok(Value::new(t.f_reshape(flat)?, Lead::BATCH))
+        let flat: Vec<i64> = std::iter::once(self.batch * heads as i64).chain(rest).collect();
+        Ok(Value::new(reshaped(&t, &flat)?, Lead::BATCH))
     }
 
     /// From the scan's layout to the net's.
@@ -186,9 +186,7 @@ impl<'a> InNet<'a> {
         let heads = heads as i64;
         if x.lead.steps {
             let split: Vec<i64> = [x.tensor.size()[0], self.batch, heads].into_iter().chain(rest).collect();
-            let t = x.tensor.f_reshape(split)?;
-            let order: Vec<i64> = [1, 0].into_iter().chain(2..t.dim() as i64).collect();
-            return Ok(Value::new(t.f_permute(order)?, Lead::AXIS));
+            return Ok(Value::new(reshaped(&x.tensor, &split)?.f_transpose(0, 1)?, Lead::AXIS));
         }
         let split: Vec<i64> = [self.batch, heads].into_iter().chain(rest).collect();
         Ok(Value::new(x.tensor.f_reshape(split)?, Lead::BATCH))
@@ -209,31 +207,13 @@ impl<'a> InNet<'a> {
         let mut inputs = Vec::new();
         for (name, x) in &call.inputs {
             if name == "write" {
-                let t = x.aligned(Lead::AXIS, 0)?.f_expand([self.batch, steps], false)?;
+                let t = expanded(x.aligned(Lead::AXIS, 0)?, &[self.batch, steps])?;
                 masks.write = Some(per_head(&t)?);
                 continue;
             }
             inputs.push((name.clone(), self.to_scan(x, heads, call.length)?));
         }
         Ok((inputs, masks))
-    }
-
-    /// The same after the feature map, queries scaled.
-    fn mapped(
-        &self,
-        call: &Call<'_>,
-        weights: &FastWeights,
-        memory: &Memory,
-        masks: &Masks,
-        given: &[(String, Value)],
-    ) -> Result<Vec<(String, Value)>> {
-        let index = match call.length {
-            Some(length) => step_indices(&memory.index, masks, length, true)?.0,
-            None => Value::new(memory.index.shallow_clone(), Lead::BATCH),
-        };
-        let mapped =
-            |(name, x): &(String, Value)| Ok((name.clone(), weights.mapped(name, x.clone(), call.query_scale(), &index)?));
-        given.iter().map(mapped).collect()
     }
 
     fn outputs(&self, parts: Vec<Value>, call: &Call<'_>) -> Result<Vec<Datum>> {
@@ -243,7 +223,7 @@ impl<'a> InNet<'a> {
             .enumerate()
             .map(|(i, v)| {
                 let mut v = self.to_net(v, call.interface.heads)?;
-                if i == 0 && call.scale == "output" {
+                if i == 0 && call.scale == QueryScale::Output {
                     v.tensor = v.tensor.f_mul_scalar(scale)?;
                 }
                 Ok(Datum::Value(v))
@@ -262,7 +242,7 @@ impl<'a> InNet<'a> {
             Op::FastWeights { slot, name, inputs, scale, read } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, operands, scale, at.axis())?;
+                let call = Call::new(interface, inputs, operands, *scale, at.axis())?;
                 let key = self.key(at);
                 let memory = match self.entering.as_ref().and_then(|c| c.get(&key)) {
                     Some(left) => unpack(left, weights.index)?,
@@ -270,7 +250,7 @@ impl<'a> InNet<'a> {
                 };
                 let (given, masks) = self.operands(&call)?;
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
-                let (parts, memory) = weights.scan(&given, call.query_scale(), memory, &masks, Read::parse(read)?)?;
+                let (parts, memory) = weights.scan(&given, call.query_scale(), memory, &masks, *read)?;
                 if self.pass.carry {
                     self.leaving.borrow_mut().insert(key, pack(&memory));
                 }
@@ -282,7 +262,7 @@ impl<'a> InNet<'a> {
             Op::FastWrite { slot, name, inputs } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], "none", at.axis())?;
+                let call = Call::new(interface, inputs, &operands[1..], QueryScale::None, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
@@ -301,11 +281,10 @@ impl<'a> InNet<'a> {
             Op::FastRead { slot, name, inputs, scale } => {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
-                let call = Call::new(interface, inputs, &operands[1..], scale, at.axis())?;
+                let call = Call::new(interface, inputs, &operands[1..], *scale, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
-                let mapped = self.mapped(&call, &weights, &memory, &masks, &given)?;
-                Ok(Datum::Tuple(self.outputs(weights.read(&memory, &mapped)?, &call)?))
+                Ok(Datum::Tuple(self.outputs(weights.read(&given, call.query_scale(), &memory, &masks)?, &call)?))
             }
             other => bail!("internal: `{}` is not an operator on fast weights", other.name()),
         }
@@ -320,7 +299,7 @@ impl<'a> InNet<'a> {
         masks: &Masks,
         given: &[(String, Value)],
     ) -> Result<Option<Vec<(String, Value)>>> {
-        self.probes.as_ref().map(|_| self.mapped(call, weights, memory, masks, given)).transpose()
+        self.probes.as_ref().map(|_| weights.all_mapped(given, call.query_scale(), memory, masks)).transpose()
     }
 
     /// Records fast weights, inputs and effective signals of the first sample for histograms and images.
@@ -360,7 +339,9 @@ impl<'a> InNet<'a> {
             Some(left) => unflatten(left, &initial)?,
             None => initial.clone(),
         };
-        if let Some(cell) = self.model.cell(function, states) {
+        // Fast weights that somebody looks at are written step by step, where each write can be seen.
+        let walks = |cell: &Arc<Cell>| self.probes.is_none() || !cell.has_memories();
+        if let Some(cell) = self.model.cell(function, states).filter(walks) {
             return self.walked(at, &cell, &prefix, key, &initial, &current, &operands[states..]);
         }
         let sequences: Vec<Vec<Tensor>> =
@@ -407,21 +388,19 @@ impl<'a> InNet<'a> {
         current: &[Datum],
         sequences: &[&Datum],
     ) -> Result<Datum> {
-        let tensors =
-            |data: &[Datum]| -> Result<Vec<Tensor>> { data.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect() };
         let sequences: Vec<Tensor> = sequences.iter().map(|d| Ok(d.value()?.tensor.shallow_clone())).collect::<Result<_>>()?;
         let length = sequences.first().context("internal: a cell without inputs")?.size()[1];
         let mut parameters = Table::default();
         for spec in &self.model.specs {
-            if matches!(spec.source, Source::Net) && (spec.path.starts_with(prefix) || spec.path.starts_with("shared.")) {
+            if spec.path.starts_with(prefix) || spec.path.starts_with("shared.") {
                 parameters.0.insert(spec.path.clone(), Value::new(self.value_of(&spec.path)?, Lead::NONE));
             }
         }
         let (states, outputs) = cell.run(CellCall {
             prefix,
             parameters,
-            initial: tensors(initial)?,
-            current: tensors(current)?,
+            initial,
+            current,
             sequences,
             reset: self.resets(at.axis(), length)?,
             precision: self.model.precision,
@@ -429,11 +408,10 @@ impl<'a> InNet<'a> {
             executors: self.model.executors.clone(),
         })?;
         if self.pass.carry {
-            self.leaving.borrow_mut().insert(key, states.iter().map(Tensor::shallow_clone).collect());
+            self.leaving.borrow_mut().insert(key, flatten(&states));
         }
-        let last = states.into_iter().map(|t| Datum::Value(Value::new(t, Lead::BATCH)));
         let along = outputs.into_iter().map(|t| Datum::Value(Value::new(t, Lead::AXIS)));
-        Ok(Datum::Tuple(last.chain(along).collect()))
+        Ok(Datum::Tuple(states.into_iter().chain(along).collect()))
     }
 
     /// A value with its batch axis written out.
@@ -441,7 +419,7 @@ impl<'a> InNet<'a> {
         Ok(match d {
             Datum::Value(v) => {
                 let shape: Vec<i64> = std::iter::once(self.batch).chain(v.shape()).collect();
-                Datum::Value(Value::new(v.aligned(Lead::BATCH, v.rank())?.f_expand(shape, false)?, Lead::BATCH))
+                Datum::Value(Value::new(expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?, Lead::BATCH))
             }
             other => other.clone(),
         })
@@ -452,7 +430,7 @@ impl<'a> InNet<'a> {
 struct Call<'a> {
     interface: &'a SlotInterface,
     inputs: Vec<(String, &'a Value)>,
-    scale: &'a str,
+    scale: QueryScale,
     /// Length of the operands' axis; none for a single step.
     length: Option<i64>,
     axis: Option<&'a str>,
@@ -463,7 +441,7 @@ impl<'a> Call<'a> {
         interface: &'a SlotInterface,
         names: &[String],
         operands: &[&'a Datum],
-        scale: &'a str,
+        scale: QueryScale,
         axis: Option<&'a str>,
     ) -> Result<Call<'a>> {
         let inputs: Vec<(String, &Value)> =
@@ -474,7 +452,7 @@ impl<'a> Call<'a> {
 
     /// What queries are multiplied by after the feature map.
     fn query_scale(&self) -> Option<f64> {
-        (self.scale == "query").then(|| (self.interface.key as f64).powf(-0.5))
+        (self.scale == QueryScale::Query).then(|| (self.interface.key as f64).powf(-0.5))
     }
 }
 
@@ -560,9 +538,10 @@ impl Surroundings for InNet<'_> {
             Op::TimeCumsum => self.remembering(at, length(0)?, |a| time::cumsum(operands[0].value()?, a)),
             Op::Attention { scale, causal, window } => {
                 let (q, k, v) = (operands[0].value()?, operands[1].value()?, operands[2].value()?);
+                let part = operands.get(3).map(|p| p.value()).transpose()?;
                 let one_axis = at.axis_of(0) == at.axis_of(1);
                 let how = Attention { scale: *scale, causal: *causal, window: *window, one_axis, carry: self.pass.carry };
-                self.remembering(at, length(0)?, |a| time::attention(q, k, v, how, a))
+                self.remembering(at, length(0)?, |a| time::attention([q, k, v], part, how, a))
             }
             Op::Last => {
                 let v = operands[0].value()?;
@@ -575,7 +554,7 @@ impl Surroundings for InNet<'_> {
             Op::Along => {
                 let (v, like) = (operands[0].value()?, operands[1].value()?);
                 let shape: Vec<i64> = like.lead_shape().into_iter().chain(v.shape()).collect();
-                Ok(Datum::Value(Value::new(v.aligned(Lead::AXIS, v.rank())?.f_expand(shape, false)?, Lead::AXIS)))
+                Ok(Datum::Value(Value::new(expanded(v.aligned(Lead::AXIS, v.rank())?, &shape)?, Lead::AXIS)))
             }
             Op::Dropout { p } => {
                 let v = operands[0].value()?;

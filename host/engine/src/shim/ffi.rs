@@ -1,4 +1,4 @@
-//! The C face of `shim.cpp`, and the conversions between its arrays and tensors.
+//! The C face of the shim's C++, and the conversions between its arrays and tensors.
 //!
 //! Arrays of tensors are arrays of borrowed `at::Tensor*`, null for "none".
 //! A tensor that comes out is owned by the receiver.
@@ -65,7 +65,7 @@ unsafe extern "C" {
 
     pub(super) fn fwp_clear_gradients(parameters: *const *const C_tensor, count: usize) -> *mut c_char;
 
-    pub(super) fn fwp_fused_adam(
+    pub(super) fn fwp_adam(
         parameters: *const *const C_tensor,
         gradients: *const *const C_tensor,
         first: *const *const C_tensor,
@@ -137,6 +137,47 @@ unsafe extern "C" {
         da: *mut *mut C_tensor,
         db: *mut *mut C_tensor,
     ) -> *mut c_char;
+
+    pub(super) fn fwp_loss(
+        output: *const C_tensor,
+        symbols: *const C_tensor,
+        weights: *const C_tensor,
+        which: i32,
+        sum: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_loss_back(
+        g: *const C_tensor,
+        output: *const C_tensor,
+        symbols: *const C_tensor,
+        weights: *const C_tensor,
+        which: i32,
+        dx: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_look_up(
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        tables: *const *const C_tensor,
+        indices: *const *const C_tensor,
+        widths: *const i64,
+        count: usize,
+        y: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_look_up_back(
+        g: *const C_tensor,
+        weight: *const C_tensor,
+        tables: *const *const C_tensor,
+        indices: *const *const C_tensor,
+        widths: *const i64,
+        count: usize,
+        dweight: *mut *mut C_tensor,
+        dbias: *mut *mut C_tensor,
+        dtables: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_one_hot(index: *const C_tensor, size: i64, wide: bool, y: *mut *mut C_tensor) -> *mut c_char;
 
     pub(super) fn fwp_parallel_for(count: i64, grain: i64, closure: *mut c_void, body: RangeCallback) -> *mut c_char;
 }

@@ -162,16 +162,16 @@ pub fn gate_back(g: &Tensor, a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor),
     Ok((made(da)?, made(db)?))
 }
 
-fn pointer(t: Option<&Tensor>) -> *const C_tensor {
+pub(super) fn pointer(t: Option<&Tensor>) -> *const C_tensor {
     t.map_or(std::ptr::null(), Tensor::as_ptr)
 }
 
 /// Takes a tensor that the shim handed out; null is none.
-fn maybe(pointer: *mut C_tensor) -> Option<Tensor> {
-    // SAFETY: called in this module alone, with what an entry point of the shim has just handed out, once.
+pub(super) fn maybe(pointer: *mut C_tensor) -> Option<Tensor> {
+    // SAFETY: called with what an entry point of the shim has just handed out, once.
     unsafe { ffi::take(vec![pointer]) }.pop().flatten()
 }
 
-fn made(pointer: *mut C_tensor) -> Result<Tensor, ShimError> {
+pub(super) fn made(pointer: *mut C_tensor) -> Result<Tensor, ShimError> {
     maybe(pointer).ok_or_else(|| ShimError::Argument("a fused operation gave nothing".to_owned()))
 }

@@ -1,11 +1,12 @@
 //! What the Rust binding of libtorch lacks, with a safe face.
 //!
-//! `shim.cpp` and `fused.cpp` are linked into the engine; nothing else in the project is C++.
+//! The C++ files beside this one are linked into the engine; nothing else in the project is C++.
 //!
 //! - [`custom_function`]: an operation with a backward pass written in Rust.
 //! - [`checkpoint`]: a segment that is computed again in the backward pass instead of being kept.
 //! - [`gradients`]: gradients of several outputs with given output gradients.
 //! - [`fused`]: operations that libtorch only has in pieces, forward and backward.
+//! - [`loss`]: losses against symbols; [`lookup`]: linear maps of rows that are looked up.
 //! - [`fused_adam`], [`global_norm`], [`clip`]: the optimiser's arithmetic in a few large operations.
 //! - [`RandomState`]: the state of libtorch's random generators.
 //! - [`parallel_for`]: a Rust closure on libtorch's own threads.
@@ -18,6 +19,8 @@ mod ffi;
 mod function;
 pub mod fused;
 mod gradient;
+pub mod lookup;
+pub mod loss;
 mod optimise;
 mod parallel;
 mod process;

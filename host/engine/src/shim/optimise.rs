@@ -60,7 +60,7 @@ pub fn fused_adam<T: Borrow<Tensor>>(
     let (first, second, steps) = (pointers(first), pointers(second), pointers(steps));
     // SAFETY: all arrays have `count` entries and outlive the call, as do the tensors behind them.
     let error = unsafe {
-        ffi::fwp_fused_adam(
+        ffi::fwp_adam(
             parameters.as_ptr(),
             gradients.as_ptr(),
             first.as_ptr(),

@@ -1,5 +1,5 @@
 // What the Rust binding of libtorch lacks: custom autograd functions, gradients with given output
-// gradients, fused optimisers, the state of random generators, and libtorch's thread pool.
+// gradients, the state of random generators, and libtorch's thread pool.
 //
 // Every entry point is `extern "C"`, catches every C++ exception, and returns NULL or an error text
 // that the caller frees with `fwp_free`. Arrays of tensors are arrays of `at::Tensor*`; a tensor
@@ -175,62 +175,6 @@ bool fwp_grad_enabled() { return at::GradMode::is_enabled(); }
 char* fwp_clear_gradients(Tensor* const* parameters, size_t count) {
   return guarded([&] {
     for (size_t i = 0; i < count; ++i) parameters[i]->mutable_grad().reset();
-  });
-}
-
-char* fwp_fused_adam(Tensor* const* parameters, Tensor* const* gradients, Tensor* const* first,
-                     Tensor* const* second, Tensor* const* steps, size_t count, double rate,
-                     double beta1, double beta2, double weight_decay, double epsilon,
-                     bool decoupled, const Tensor* found_inf) {
-  return guarded([&] {
-    at::AutoGradMode no_grad(false);
-    const auto p = tensors(parameters, count);
-    const auto g = tensors(gradients, count);
-    const auto m = tensors(first, count);
-    const auto v = tensors(second, count);
-    const auto s = tensors(steps, count);
-    std::optional<Tensor> inf;
-    if (found_inf != nullptr) inf = *found_inf;
-    // The kernels read the number of this step: the caller counts before the call, and takes the
-    // count back where the step was skipped.
-    at::_foreach_add_(s, 1);
-    if (decoupled) {
-      at::_fused_adamw_(p, g, m, v, {}, s, rate, beta1, beta2, weight_decay, epsilon,
-                        /*amsgrad=*/false, /*maximize=*/false, {}, inf);
-    } else {
-      at::_fused_adam_(p, g, m, v, {}, s, rate, beta1, beta2, weight_decay, epsilon,
-                       /*amsgrad=*/false, /*maximize=*/false, {}, inf);
-    }
-    // Not _foreach_sub_: it has no overload for one tensor, and reads one as a list of one.
-    if (inf.has_value()) at::_foreach_add_(s, *inf, -1);
-  });
-}
-
-// The Euclidean norm of all tensors together, as one tensor of no axes on their device.
-char* fwp_global_norm(Tensor* const* list, size_t count, Tensor** result) {
-  return guarded([&] {
-    at::AutoGradMode no_grad(false);
-    const auto all = tensors(list, count);
-    auto norms = at::_foreach_norm(all, 2);
-    bool mixed = false;
-    for (auto& norm : norms) mixed = mixed || norm.scalar_type() != norms[0].scalar_type();
-    for (auto& norm : norms) {
-      const auto kind = norm.scalar_type();
-      if (mixed || (kind != at::kDouble && kind != at::kFloat)) {
-        norm = norm.to(mixed ? at::kDouble : at::kFloat);
-      }
-    }
-    *result = new Tensor(at::linalg_vector_norm(at::stack(norms), 2));
-  });
-}
-
-// Scales all tensors in place so that their common norm, given, is at most `limit`.
-char* fwp_clip(Tensor* const* list, size_t count, const Tensor* norm, double limit) {
-  return guarded([&] {
-    at::AutoGradMode no_grad(false);
-    const auto all = tensors(list, count);
-    const Tensor factor = at::clamp_max(limit / (*norm + 1e-6), 1.0);
-    at::_foreach_mul_(all, factor);
   });
 }
 

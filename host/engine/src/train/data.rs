@@ -9,7 +9,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::exec::loss::losses;
 use crate::shim::ShimError;
+use crate::shim::loss::Which;
 
 /// How many batches may wait: one that is next, and one that is being made.
 const AHEAD: usize = 2;
@@ -121,14 +123,40 @@ fn place(tensor: Result<Tensor, tch::TchError>, shape: &[usize], device: Device)
     Ok(tensor.map_err(ShimError::from)?)
 }
 
-/// The sums that make up a loss or a metric.
+/// The loss of a batch.
 pub(super) struct Sums {
     /// `sum(weight * loss)`, in the graph.
     pub(super) loss: Tensor,
-    /// `sum(weight)` over the positions that are right.
-    pub(super) right: Tensor,
     /// `sum(weight)`.
-    pub(super) weight: Tensor,
+    pub(super) weight: Weight,
+}
+
+/// What all positions of a batch weigh together.
+pub(super) enum Weight {
+    /// One each.
+    Count(f64),
+    /// The sum of their weights.
+    Sum(Tensor),
+}
+
+impl Weight {
+    /// As a tensor of no axes, of the kind and on the device of another.
+    pub(super) fn tensor(&self, like: &Tensor) -> Result<Tensor, ShimError> {
+        Ok(match self {
+            Weight::Count(n) => Tensor::f_full([0i64; 0], *n, (like.kind(), like.device()))?,
+            Weight::Sum(sum) => sum.shallow_clone(),
+        })
+    }
+}
+
+impl Sums {
+    /// The mean loss over so many batches, of which this is one.
+    pub(super) fn mean(&self, batches: f64) -> Result<Tensor, ShimError> {
+        Ok(match &self.weight {
+            Weight::Count(n) => self.loss.f_div_scalar(n * batches)?,
+            Weight::Sum(sum) => self.loss.f_div(sum)?.f_div_scalar(batches)?,
+        })
+    }
 }
 
 /// Compares outputs `[..., values]` with target symbols `[...]`.
@@ -145,41 +173,39 @@ pub(super) fn compare(loss: fwp_task::Loss, output: &Tensor, batch: &Tensors) ->
         size.len() == expected.len() + 1 && size[..expected.len()] == expected[..],
         "the slow net's output has the shape {size:?}, the targets have {expected:?}: expected one axis more, for the values"
     );
-    let kind = if output.f_kind().map_err(ShimError::from)? == Kind::Double { Kind::Double } else { Kind::Float };
-    let work = || -> Result<Sums, tch::TchError> {
-        let output = output.f_to_kind(kind)?;
-        let index = batch.targets.f_unsqueeze(-1)?;
-        let each = match loss {
-            fwp_task::Loss::CrossEntropy => {
-                output.f_log_softmax(-1, kind)?.f_gather(-1, &index, false)?.f_squeeze_dim(-1)?.f_neg()?
-            }
-            fwp_task::Loss::HalfSquaredError => {
-                // Not scatter_value: in this binding a refused call with a number in it panics.
-                let ones = index.f_to_kind(kind)?.f_ones_like()?;
-                let target = output.f_zeros_like()?.f_scatter(-1, &index, &ones)?;
-                let difference = output.f_sub(&target)?;
-                difference.f_square()?.f_sum_dim_intlist(-1, false, kind)?.f_mul_scalar(0.5)?
-            }
-        };
-        let right = output.detach().f_argmax(-1, false)?.f_eq_tensor(&batch.targets)?.f_to_kind(kind)?;
-        let total = batch.targets.numel() as f64;
-        Ok(match &batch.weights {
-            Some(weights) => {
-                let weights = weights.f_to_kind(kind)?;
-                Sums {
-                    loss: each.f_mul(&weights)?.f_sum(kind)?,
-                    right: right.f_mul(&weights)?.f_sum(kind)?,
-                    weight: weights.f_sum(kind)?,
-                }
-            }
-            None => Sums {
-                loss: each.f_sum(kind)?,
-                right: right.f_sum(kind)?,
-                weight: Tensor::f_full([0i64; 0], total, (kind, output.device()))?,
-            },
-        })
+    let output = wide(output)?;
+    let weights = weights(batch, &output)?;
+    let which = match loss {
+        fwp_task::Loss::CrossEntropy => Which::CrossEntropy,
+        fwp_task::Loss::HalfSquaredError => Which::HalfSquaredError,
     };
-    Ok(work().map_err(ShimError::from)?)
+    let loss = losses(which, &output, &batch.targets, weights.as_ref())?;
+    let weight = match weights {
+        Some(weights) => Weight::Sum(weights.f_sum(output.kind()).map_err(ShimError::from)?),
+        None => Weight::Count(batch.targets.numel() as f64),
+    };
+    Ok(Sums { loss, weight })
+}
+
+/// `sum(weight)` over the positions whose greatest output is that of the target; shapes as [`compare`] checks them.
+pub(super) fn right(output: &Tensor, batch: &Tensors) -> Result<Tensor, ShimError> {
+    let output = wide(&output.detach())?;
+    let right = output.f_argmax(-1, false)?.f_eq_tensor(&batch.targets)?.f_to_kind(output.kind())?;
+    Ok(match weights(batch, &output)? {
+        Some(weights) => right.f_mul(&weights)?,
+        None => right,
+    }
+    .f_sum(output.kind())?)
+}
+
+/// In float32 at least.
+fn wide(output: &Tensor) -> Result<Tensor, ShimError> {
+    let kind = if output.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+    Ok(output.f_to_kind(kind)?)
+}
+
+fn weights(batch: &Tensors, output: &Tensor) -> Result<Option<Tensor>, ShimError> {
+    Ok(batch.weights.as_ref().map(|w| w.f_to_kind(output.kind())).transpose()?)
 }
 
 #[cfg(test)]
@@ -191,27 +217,29 @@ mod tests {
         Tensors { inputs: BTreeMap::new(), targets: Tensor::from_slice(targets), weights: weights.map(Tensor::from_slice) }
     }
 
-    fn mean(sums: &Sums) -> (f64, f64) {
+    /// Mean loss and share of what is right.
+    fn means(loss: Loss, output: &Tensor, batch: &Tensors) -> (f64, f64) {
         let read = |t: &Tensor| f64::try_from(t).unwrap();
-        (read(&sums.loss) / read(&sums.weight), read(&sums.right) / read(&sums.weight))
+        let sums = compare(loss, output, batch).unwrap();
+        let weight = read(&sums.weight.tensor(output).unwrap());
+        assert_eq!(read(&sums.mean(2.).unwrap()), read(&sums.loss) / weight / 2.);
+        (read(&sums.loss) / weight, read(&right(output, batch).unwrap()) / weight)
     }
 
     #[test]
     fn losses_are_those_of_their_definitions() {
         let output = Tensor::from_slice(&[1f64, 0.5, 0., 0., 0., 0.]).view([2, 3]);
-        let sums = compare(Loss::HalfSquaredError, &output, &batch(&[0, 2], None)).unwrap();
         // 1/2 (0 + 1/4 + 0) and 1/2 (0 + 0 + 1).
-        assert_eq!(mean(&sums).0, (0.125 + 0.5) / 2.);
-        let sums = compare(Loss::CrossEntropy, &output, &batch(&[0, 2], None)).unwrap();
+        assert_eq!(means(Loss::HalfSquaredError, &output, &batch(&[0, 2], None)).0, (0.125 + 0.5) / 2.);
         let first = -(1f64.exp() / (1f64.exp() + 0.5f64.exp() + 1.)).ln();
-        assert!((mean(&sums).0 - (first + 3f64.ln()) / 2.).abs() < 1e-12);
+        let found = means(Loss::CrossEntropy, &output, &batch(&[0, 2], None)).0;
+        assert!((found - (first + 3f64.ln()) / 2.).abs() < 1e-12);
     }
 
     #[test]
     fn weights_count() {
         let output = Tensor::from_slice(&[1f64, 0., 0., 1.]).view([2, 2]);
-        let sums = compare(Loss::HalfSquaredError, &output, &batch(&[0, 0], Some(&[3., 1.]))).unwrap();
-        assert_eq!(mean(&sums), (0.25, 0.75));
+        assert_eq!(means(Loss::HalfSquaredError, &output, &batch(&[0, 0], Some(&[3., 1.]))), (0.25, 0.75));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use fwp_task::Task;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::data::{Tensors, compare};
+use super::data::{Tensors, compare, right};
 use super::interrupt::Interrupt;
 use super::model::{Pass, TrainModel};
 use crate::shim::{RandomState, ShimError};
@@ -111,7 +111,8 @@ fn all_batches<M: TrainModel>(
             .get(task.output_name())
             .ok_or_else(|| anyhow::anyhow!("the slow net has no output {:?}, which the task needs", task.output_name()))?;
         let part = compare(task.loss(), value, &tensors)?;
-        let part = Tensor::f_stack(&[part.loss, part.right, part.weight], 0)
+        let weight = part.weight.tensor(&part.loss)?;
+        let part = Tensor::f_stack(&[part.loss, right(value, &tensors)?, weight], 0)
             .and_then(|t| t.f_to_kind(Kind::Double))
             .map_err(ShimError::from)?;
         sums = Some(match sums {

@@ -244,8 +244,9 @@ pub fn train<M: TrainModel>(
 struct Pending {
     /// Steps done with this one.
     step: u64,
-    /// [loss, gradient norm], float64.
-    numbers: Tensor,
+    loss: Tensor,
+    /// Of the gradients.
+    norm: Tensor,
     rate: f64,
 }
 
@@ -404,8 +405,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
             let value =
                 output.values.get(name).with_context(|| format!("the slow net has no output {name:?}, which the task needs"))?;
             let sums = compare(self.task.loss(), value, &tensors)?;
-            let work = || sums.loss.f_div(&sums.weight)?.f_div_scalar(accumulate as f64);
-            let loss = work().map_err(ShimError::from)?;
+            let loss = sums.mean(accumulate as f64)?;
             anyhow::ensure!(loss.requires_grad(), "the loss does not depend on any trained parameter");
             loss.f_backward().map_err(ShimError::from)?;
             let loss = loss.detach();
@@ -418,13 +418,11 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
         let total = total.context("a step without a micro-batch")?;
         let gradients = self.optimiser.gradients();
         let norm = global_norm(&gradients)?;
-        let numbers = || Tensor::f_stack(&[total.f_to_kind(Kind::Double)?, norm.f_to_kind(Kind::Double)?], 0);
-        let numbers = numbers().map_err(ShimError::from)?;
         let rate = train.lr_at(self.state.step);
-        let pending = Pending { step: self.state.step + 1, numbers, rate };
         if train.clip > 0. {
             clip(&gradients, &norm, train.clip)?;
         }
+        let pending = Pending { step: self.state.step + 1, loss: total, norm, rate };
         if !self.asks_later() {
             // Asking costs nothing here, so a bad step is not even begun.
             let (end, good) = self.report(&pending)?;
@@ -444,7 +442,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
                 }
             }
             let found = || {
-                let good = pending.numbers.f_isfinite()?.f_all()?;
+                let good = pending.loss.f_isfinite()?.f_logical_and(&pending.norm.f_isfinite()?)?;
                 good.f_logical_not()?.f_to_kind(Kind::Float)
             };
             let found = found().map_err(ShimError::from)?;
@@ -473,8 +471,8 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     ///
     /// Returns the end of the run, if this is one, and whether the step is to be taken.
     fn report(&mut self, pending: &Pending) -> anyhow::Result<(Option<End>, bool)> {
-        let numbers = Vec::<f64>::try_from(&pending.numbers).map_err(ShimError::from)?;
-        let (loss, norm) = (numbers[0], numbers[1]);
+        let read = |t: &Tensor| f64::try_from(t).map_err(ShimError::from);
+        let (loss, norm) = (read(&pending.loss)?, read(&pending.norm)?);
         let good = loss.is_finite() && norm.is_finite();
         if good {
             self.state.skipped_in_a_row = 0;

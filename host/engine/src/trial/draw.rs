@@ -65,8 +65,6 @@ impl Data {
 /// How far the gates of different heads and features lie apart, in standard deviations of one gate:
 /// some decays are then near 1 and some near 0, whatever activation the rule applies.
 const GATE_SPREAD: f64 = 2.0;
-/// Standard deviation of initial states.
-const STATE_SCALE: f64 = 0.5;
 /// One step in so many is a reset, and one write in so many is masked.
 const RESET_EVERY: f64 = 12.0;
 const MASK_EVERY: f64 = 4.0;
@@ -96,21 +94,13 @@ pub fn data(rule: &Program, heads: i64, raw: i64, unit: bool, wanted: Wanted, se
         }
         inputs.push((input.name.clone(), t));
     }
-    let mut states = Vec::new();
-    if wanted.states {
-        for state in &rule.states {
-            let own = state.shape.iter().map(|n| *n as i64);
-            let shape: Vec<i64> = [batch, heads].into_iter().chain(own).collect();
-            states.push((state.name.clone(), normal(&mut random, &shape)?.f_mul(&scalar(STATE_SCALE))?));
-        }
-    }
     let mut flags = |every: f64| -> Result<Tensor> {
         let list: Vec<bool> = (0..batch * steps).map(|_| random.uniform() * every < 1.0).collect();
         Ok(Tensor::f_from_slice(&list)?.f_reshape([batch, steps])?)
     };
     let (reset, write) =
         if wanted.masks { (Some(flags(RESET_EVERY)?), Some(flags(MASK_EVERY)?.f_logical_not()?)) } else { (None, None) };
-    Ok(Data { inputs, states, index: None, parameters: Vec::new(), reset, write })
+    Ok(Data { inputs, states: Vec::new(), index: None, parameters: Vec::new(), reset, write })
 }
 
 /// Draws from the standard normal distribution, float64.

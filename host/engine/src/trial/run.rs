@@ -6,21 +6,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use fwp_program::interpret::Random;
 use fwp_program::{ParameterSpec, Source};
-use fwp_sdk::program::Program;
+use fwp_sdk::program::{Program, ReadAt};
 use tch::{Kind, Tensor};
 
 use super::Described;
 use super::draw::{self, Data, Wanted};
-use super::executor;
+use super::executor::{self, REFERENCE};
 use crate::command::apply;
 use crate::exec::choose::Executors;
 use crate::exec::evaluate::Table;
 use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
-use crate::exec::scan::{FastWeights, Masks, Read, per_sample};
+use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
 use crate::model::init;
 use crate::shim;
+
+/// Steps before the first, where states are given.
+const STEPS_BEFORE: i64 = 5;
 
 /// A rule with its feature map, ready to run.
 pub struct Subject {
@@ -134,7 +137,15 @@ impl Subject {
     /// # Errors
     /// What libtorch refuses.
     pub fn draw(&self, wanted: Wanted, seed: u64) -> Result<Data> {
-        let mut data = draw::data(&self.rule, self.heads, self.key, self.unit, wanted, seed)?;
+        self.draw_smaller(wanted, seed, 1.0)
+    }
+
+    /// The same with all inputs multiplied by a factor, also those before the states that are given.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn draw_smaller(&self, wanted: Wanted, seed: u64, factor: f64) -> Result<Data> {
+        let mut data = self.inputs(wanted, seed, factor)?;
         let double = Precision { kind: Kind::Double, device: tch::Device::Cpu };
         let mut random = Random::new(draw::seed_of(seed, "parameters"));
         for spec in &self.specs {
@@ -144,7 +155,30 @@ impl Subject {
             let noise = draw::normal(&mut random, &sizes(&spec.shape))?;
             data.parameters.push((spec.path.clone(), drawn.f_add(&noise.f_mul(&draw::scalar(0.1))?)?));
         }
+        if wanted.states {
+            data.states = self.reached(&data.parameters, wanted.batch, seed, factor)?;
+        }
         Ok(data)
+    }
+
+    fn inputs(&self, wanted: Wanted, seed: u64, factor: f64) -> Result<Data> {
+        let mut data = draw::data(&self.rule, self.heads, self.key, self.unit, wanted, seed)?;
+        for (_, t) in &mut data.inputs {
+            *t = t.f_mul_scalar(factor)?;
+        }
+        Ok(data)
+    }
+
+    /// States as the rule reaches them in a few steps from its own: drawn ones need not be such that it ever meets them,
+    /// a sum of outer products of keys with themselves, say, is no matrix of normal numbers.
+    fn reached(&self, parameters: &[(String, Tensor)], batch: i64, seed: u64, factor: f64) -> Result<Vec<(String, Tensor)>> {
+        let wanted = Wanted { batch, steps: STEPS_BEFORE, states: false, masks: false };
+        let before = self.inputs(wanted, draw::seed_of(seed, "before"), factor)?;
+        let before = Data { parameters: parameters.iter().map(|(n, t)| (n.clone(), t.copy())).collect(), ..before };
+        let double = Precision { kind: Kind::Double, device: tch::Device::Cpu };
+        let outcome = self.run(REFERENCE, double, &before, None)?;
+        let state = |name: &String| Ok((name.clone(), outcome.value(&format!("state.{name}"))?.copy()));
+        self.rule.states.iter().map(|s| state(&s.name)).collect()
     }
 
     /// Weights of all outputs and final states for a loss: normal numbers of their shapes.
@@ -217,7 +251,7 @@ impl Subject {
             let x = Value::new(repeated.f_permute(order)?.f_reshape(flat)?, Lead::STEPS);
             inputs.push((name.clone(), x));
         }
-        let (parts, memory) = weights.scan(&inputs, None, memory, &masks, Read::After)?;
+        let (parts, memory) = weights.scan(&inputs, None, memory, &masks, ReadAt::After)?;
         let mut outputs = Vec::new();
         let names = self.slot.step.function.outputs.iter().filter(|o| !o.name.starts_with("state."));
         for (name, part) in names.zip(&parts) {

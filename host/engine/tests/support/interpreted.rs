@@ -7,7 +7,7 @@ use fwp_engine::command::apply::apply;
 use fwp_engine::exec::choose::{Executor, Executors, Policy, Refused};
 use fwp_engine::exec::kernel::buffers::poison;
 use fwp_program::interpret::{Array, Inputs, Value, evaluate};
-use fwp_sdk::program::{Function, Program, Scope, StateInit, entry};
+use fwp_sdk::program::{Function, Parameter, Program, Scope, StateInit, entry};
 use tch::{Kind, Tensor};
 
 use super::{DOUBLE, Numbers, close, run, values};
@@ -46,6 +46,11 @@ fn map_dim(map: &Program) -> usize {
     }
 }
 
+/// The parameters of a map; those that keys and queries share come twice.
+fn parameters_of(map: &Program) -> impl Iterator<Item = &Parameter> {
+    [entry::KEY, entry::QUERY].into_iter().flat_map(|name| &map.entry(name).unwrap().parameters)
+}
+
 /// Random inputs, states, parameters and output gradients for a rule and its map.
 pub fn file(rule: &Program, map: &Program, trial: &Trial, numbers: &mut Numbers) -> File {
     let (b, t, h) = (trial.batch, trial.steps, trial.heads);
@@ -60,11 +65,10 @@ pub fn file(rule: &Program, map: &Program, trial: &Trial, numbers: &mut Numbers)
         file.insert(input.name.clone(), numbers.tensor(&full) + trial.offset);
     }
     let step = rule.entry(entry::STEP).unwrap();
-    let of_map = map.entry(entry::KEY).unwrap().parameters.iter().map(|p| (format!("feature_map.{}", p.name), p));
+    let of_map = parameters_of(map).map(|p| (format!("feature_map.{}", p.name), p));
     for (name, p) in step.parameters.iter().map(|p| (p.name.clone(), p)).chain(of_map) {
         let shape = if p.scope == Scope::Head { [vec![h], long(&p.shape)].concat() } else { long(&p.shape) };
-        let path = if p.scope == Scope::Model { format!("shared.main.{}", p.name) } else { name };
-        file.insert(format!("param.{path}"), numbers.tensor(&shape));
+        file.insert(format!("param.{name}"), numbers.tensor(&shape));
     }
     for s in &rule.states {
         let full = [vec![b, h], long(&s.shape)].concat();
@@ -106,9 +110,8 @@ pub fn interpreted(rule: &Program, map: &Program, trial: &Trial, file: &File) ->
     let mut by_place: BTreeMap<(String, i64, i64, i64), Vec<f64>> = BTreeMap::new();
     for sample in 0..b {
         for head in 0..h {
-            let parameter = |path: &str, p: &fwp_sdk::program::Parameter| -> Array {
-                let shared = format!("param.shared.main.{}", p.name);
-                let t = &file[if p.scope == Scope::Model { &shared } else { path }];
+            let parameter = |path: &str, p: &Parameter| -> Array {
+                let t = &file[path];
                 let t = if p.scope == Scope::Head { t.get(head) } else { t.shallow_clone() };
                 Array::new(&p.shape, values(&t)).unwrap()
             };
@@ -117,7 +120,7 @@ pub fn interpreted(rule: &Program, map: &Program, trial: &Trial, file: &File) ->
                 parameters.insert(p.name.clone(), parameter(&format!("param.{}", p.name), p));
             }
             let mut of_map = BTreeMap::new();
-            for p in &map.entry(entry::KEY).unwrap().parameters {
+            for p in parameters_of(&map) {
                 let value = parameter(&format!("param.feature_map.{}", p.name), p);
                 parameters.insert(format!("feature_map.{}", p.name), value.clone());
                 of_map.insert(p.name.clone(), value);

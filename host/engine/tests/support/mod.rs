@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod interpreted;
+pub mod loops;
 
 use std::collections::BTreeMap;
 
@@ -204,8 +205,14 @@ pub struct TestSlot {
 
 /// A slot named `main` with this rule and map for `heads` heads, raw keys of `key` and values of `value` elements.
 pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize, key: usize, value: usize) -> TestSlot {
+    slot_of::<R, M>(rule, map, Dims { heads, key_raw: key, value, ..Dims::ONE })
+}
+
+/// As [`slot`], for any sizes; the number of features is the map's.
+pub fn slot_of<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, dims: Dims) -> TestSlot {
+    let Dims { heads, key_raw: key, value, .. } = dims;
     let features = testing::features::<M>(map.clone(), key).unwrap();
-    let dims = Dims { heads, key_raw: key, key: features, value };
+    let dims = Dims { key: features, ..dims };
     let rule = testing::rule::<R>(rule, dims).unwrap_or_else(|e| panic!("{e}"));
     let map = testing::map::<M>(map, key).unwrap();
     let types = shape::types(&rule).unwrap();
@@ -234,11 +241,12 @@ pub fn slot<R: UpdateRule, M: FeatureMap>(rule: Value, map: Value, heads: usize,
     TestSlot { programs: SlotPrograms { name: "main".into(), layers: None, map, rule }, interface }
 }
 
-/// The checked programs of a slow net with at most one slot.
-pub fn compose<N: SlowNet>(config: Value, task: &TaskIo, slot: Option<TestSlot>) -> ModelPrograms {
-    let interfaces: Vec<(SlotInterface, Option<Vec<usize>>)> = slot.iter().map(|s| (s.interface.clone(), None)).collect();
+/// The checked programs of a slow net with these slots, such as `Some(slot)` or `None`.
+pub fn compose<N: SlowNet>(config: Value, task: &TaskIo, slots: impl IntoIterator<Item = TestSlot>) -> ModelPrograms {
+    let slots: Vec<TestSlot> = slots.into_iter().collect();
+    let interfaces: Vec<(SlotInterface, Option<Vec<usize>>)> = slots.iter().map(|s| (s.interface.clone(), None)).collect();
     let net = testing::net::<N>(config, task, &interfaces).unwrap_or_else(|e| panic!("{e}"));
-    let programs = ModelPrograms { net, slots: slot.into_iter().map(|s| s.programs).collect() };
+    let programs = ModelPrograms { net, slots: slots.into_iter().map(|s| s.programs).collect() };
     programs.check().unwrap_or_else(|e| panic!("{e}"));
     programs
 }
@@ -256,8 +264,13 @@ thread_local! {
 
 /// Runs tests again with the models of this thread on compiled kernels.
 pub fn by_kernels(tests: &[fn()]) {
+    with_kernels(|| tests.iter().for_each(|test| test()));
+}
+
+/// Does something with the models of this thread on compiled kernels.
+pub fn with_kernels(work: impl FnOnce()) {
     POLICY.with(|p| p.set(Policy::Only(Executor::Scan)));
-    tests.iter().for_each(|test| test());
+    work();
     POLICY.with(|p| p.set(Policy::Only(Executor::Reference)));
 }
 
@@ -268,6 +281,16 @@ pub fn vectors(name: &str, dim: usize) -> Port {
 /// A task from vectors `x` to vectors `y`, both along `time`.
 pub fn sequence_task(x: usize, y: usize) -> TaskIo {
     TaskIo { inputs: vec![vectors("x", x)], outputs: vec![vectors("y", y)], max_len: 64 }
+}
+
+/// A task from symbols `tokens` to scores `logits` of `classes`, both along `time`.
+pub fn token_task(vocab: usize, classes: usize) -> TaskIo {
+    let port = |name: &str, kind| Port { name: name.into(), axis: Some("time".into()), kind };
+    TaskIo {
+        inputs: vec![port("tokens", PortKind::Symbol { vocab })],
+        outputs: vec![port("logits", PortKind::Vector { dim: classes })],
+        max_len: 64,
+    }
 }
 
 /// A training pass without carry.

@@ -30,6 +30,8 @@ pub enum Obstacle {
     Stopped,
     /// The state keeps its value for several steps.
     Held,
+    /// It decays along an axis by what may be zero or negative: products of such decays cannot be taken as differences of logarithms.
+    Signed,
     /// A state is read with a query that depends on another read of it.
     Round,
 }

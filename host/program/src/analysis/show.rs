@@ -1,6 +1,6 @@
 //! Formulas with the plugin's own names.
 
-use fwp_sdk::program::{Op, Program};
+use fwp_sdk::program::{MapRole, Op, Program};
 
 use super::derive::{Draft, DraftDecay};
 use super::form::{Range, Side};
@@ -241,7 +241,9 @@ fn written(p: &Program, s: &Store<'_>, id: Id, budget: &mut usize) -> (String, u
             Op::Dot => (format!("{} · {}", at(x[0], APPLY), at(x[1], APPLY)), PRODUCT),
             Op::MatVec => (format!("{} {}", at(x[0], ATOM), at(x[1], ATOM)), APPLY),
             Op::Outer => (format!("{} ⊗ {}", at(x[0], ATOM), at(x[1], ATOM)), APPLY),
-            Op::Phi { role, .. } => (format!("{}({})", if role == "query" { "phi_query" } else { "phi" }, at(x[0], 0)), ATOM),
+            Op::Phi { role, .. } => {
+                (format!("{}({})", if *role == MapRole::Query { "phi_query" } else { "phi" }, at(x[0], 0)), ATOM)
+            }
             Op::Eye { .. } => ("I".into(), ATOM),
             Op::Pow => (format!("{}^{}", at(x[0], ATOM), at(x[1], ATOM)), APPLY),
             op => {

@@ -8,7 +8,7 @@ use super::derive::{Draft, DraftDecay, draft};
 use super::emit::{Leaf, function};
 use super::fault::{Blocked, Obstacle};
 use super::flatten::Flat;
-use super::form::{Canonical, Decay, Factor, Form, Query, Segment, Side, StateRead, Stratum, Term, Walk};
+use super::form::{Canonical, Decay, Factor, Form, Query, Range, Segment, Side, StateRead, Stratum, Term, Walk};
 use super::store::{Ask, Id, Kind, Read, States};
 use super::symbolic::{Symbolic, Value};
 
@@ -24,6 +24,8 @@ pub(super) struct Group {
 pub(super) fn groups(p: &Program, sym: &mut Symbolic<'_>) -> Vec<Group> {
     let n = p.states.len();
     let drafts: Vec<Result<Draft, Box<Blocked>>> = (0..n).map(|s| draft(p, sym, s)).collect();
+    // As long as a state is held its value is given, so what reads it does not depend on it from step to step.
+    let held = (0..n).filter(|s| p.states[*s].held > 1).fold(0, |all: States, s| all | 1 << s);
     let needs: Vec<States> = (0..n)
         .map(|s| {
             let of_values = || sym.updates[s].iter().fold(0, |all, v| all | states_of(sym, v));
@@ -31,7 +33,7 @@ pub(super) fn groups(p: &Program, sym: &mut Symbolic<'_>) -> Vec<Group> {
                 Ok(d) => d.coefficients().iter().fold(0, |all, id| all | sym.store.states(*id)),
                 Err(_) => of_values(),
             };
-            all & !(1 << s)
+            all & !(1 << s) & !held
         })
         .collect();
     let mut reach = needs.clone();
@@ -356,14 +358,20 @@ impl<'s, 'a> Assembly<'s, 'a> {
         for s in &draft.segments {
             let mut factor = |me: &mut Self, a: Id, shape: &[usize]| {
                 let (range, id) = me.sym.store.decay_range(a);
+                if range == Range::Signed && shape.iter().any(|n| *n > 1) {
+                    let name = &me.p.states[draft.state].name;
+                    let why =
+                        format!("state `{name}` decays along an axis, by what may be zero or negative and so has no logarithm");
+                    return Err(me.blocked(Obstacle::Signed, why, a));
+                }
                 let id = me.sym.store.spread(id, shape);
-                Factor { coefficient: list.place(id), range }
+                Ok(Factor { coefficient: list.place(id), range })
             };
             let decay = match s.decay {
                 DraftDecay::One => Decay::One,
-                DraftDecay::Scalar(a) => Decay::Scalar(factor(self, a, &[])),
-                DraftDecay::Columns(a) => Decay::Columns(factor(self, a, &[columns])),
-                DraftDecay::Rows(a) => Decay::Rows(factor(self, a, &[rows])),
+                DraftDecay::Scalar(a) => Decay::Scalar(factor(self, a, &[])?),
+                DraftDecay::Columns(a) => Decay::Columns(factor(self, a, &[columns])?),
+                DraftDecay::Rows(a) => Decay::Rows(factor(self, a, &[rows])?),
             };
             let terms = s.terms.iter().map(|t| {
                 let mut wide = |id: Id, n: usize| {

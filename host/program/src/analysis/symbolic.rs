@@ -247,8 +247,10 @@ impl Interpreter<'_> {
             }
             // Conditional values of states: each side times its condition.
             (Op::Select, [Expr(mask), yes, no]) if s.is_scalar(*mask) => {
-                let both = [yes, no].map(|v| match v {
-                    M(m) => Some(m.clone()),
+                let shape = [yes, no].iter().find_map(|v| if let M(m) = v { Some(m.shape) } else { None });
+                let both = [yes, no].map(|v| match (v, shape) {
+                    (M(m), _) => Some(m.clone()),
+                    (Expr(c), Some(shape)) => Some(whole(s, *c, shape)),
                     _ => None,
                 });
                 let [Some(yes), Some(no)] = both else { return Ok(None) };

@@ -1,6 +1,6 @@
 //! A form carried out step by step on plain numbers, and compared with the step it was derived from.
 
-use fwp_sdk::program::{Function, Program};
+use fwp_sdk::program::{Function, MapRole, Program};
 
 use super::flatten::Flat;
 use super::form::{Canonical, Decay, Factor, Form, Query, Range, Side, Stratum};
@@ -190,7 +190,7 @@ fn apart(a: &Array, b: &Array) -> f64 {
 /// Runs step and form from the same random states and inputs; the result that differs and by how much.
 pub(super) fn verify(p: &Program, flat: &Flat, c: &Canonical, seed: u64) -> Result<(), String> {
     let mut random = Random::new(seed);
-    let phi = |role: &str, x: &Array| Ok(stand_in(p, role, x, seed));
+    let phi = |role: MapRole, x: &Array| Ok(stand_in(p, role, x, seed));
     let mut states: Option<Vec<Array>> = None;
     let large = p.states.iter().any(|s| s.shape.iter().product::<usize>() >= LARGE);
     for index in 0..if large { 2 } else { STEPS } {
@@ -227,7 +227,7 @@ pub(super) fn verify(p: &Program, flat: &Flat, c: &Canonical, seed: u64) -> Resu
 /// # Errors
 /// What could not be evaluated.
 pub(super) fn affine_in_numbers(p: &Program, flat: &Flat, group: &[usize], seed: u64) -> Result<bool, String> {
-    let phi = |role: &str, x: &Array| Ok(stand_in(p, role, x, seed));
+    let phi = |role: MapRole, x: &Array| Ok(stand_in(p, role, x, seed));
     for trial in 0..4 {
         let mut random = Random::new(seed.wrapping_add(trial));
         let mut inputs = drawn(p, &flat.step, trial as i64, &mut random)?;
@@ -278,7 +278,7 @@ pub(super) fn independent_axes(p: &Program, flat: &Flat, group: &[usize], seed: 
     if shape.len() != 2 || group.iter().any(|g| p.states[*g].shape != *shape) {
         return Ok([false; 2]);
     }
-    let phi = |role: &str, x: &Array| Ok(stand_in(p, role, x, seed));
+    let phi = |role: MapRole, x: &Array| Ok(stand_in(p, role, x, seed));
     let mut random = Random::new(seed);
     let mut inputs = drawn(p, &flat.step, 1, &mut random)?;
     inputs.phi = Some(&phi);
@@ -351,7 +351,10 @@ mod tests {
     /// Every part of a form matters: with any of them wrong it is found to disagree.
     #[test]
     fn a_wrong_form_is_found() {
-        for dims in [Dims { heads: 1, key_raw: 5, key: 5, value: 3 }, Dims { heads: 1, key_raw: 4, key: 4, value: 4 }] {
+        for dims in [
+            Dims { heads: 1, key_raw: 5, key: 5, value: 3, ..Dims::ONE },
+            Dims { heads: 1, key_raw: 4, key: 4, value: 4, ..Dims::ONE },
+        ] {
             let p = testing::rule::<Gated>(json!({}), dims).unwrap();
             let flat = flatten(&p).unwrap();
             let right = canonical(&p).unwrap().unwrap();

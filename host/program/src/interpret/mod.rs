@@ -9,7 +9,7 @@ mod ops;
 
 use std::collections::BTreeMap;
 
-use fwp_sdk::program::{Function, NodeId, Op, Parameter, Program};
+use fwp_sdk::program::{Function, MapRole, NodeId, Op, Parameter, Program};
 
 pub use array::{Array, Data};
 pub use draw::Random;
@@ -42,8 +42,8 @@ impl From<Array> for Value {
     }
 }
 
-/// A feature map given as a function of the role ("query" or "key") and the vector.
-pub type Phi<'a> = &'a dyn Fn(&str, &Array) -> Result<Array, String>;
+/// A feature map given as a function of the role and the vector.
+pub type Phi<'a> = &'a dyn Fn(MapRole, &Array) -> Result<Array, String>;
 
 /// What a function reads beside its own constants.
 #[derive(Default)]

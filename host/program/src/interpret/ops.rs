@@ -93,7 +93,7 @@ pub(super) fn apply(op: &Op, x: &[&Array], inputs: &mut Inputs<'_>) -> Result<Ar
             let mut shape = x[0].shape.clone();
             let mut out = Vec::new();
             for row in x[0].float_elements()?.chunks(d) {
-                let y = phi(role, &Array::float(&[d], row.to_vec()))?;
+                let y = phi(*role, &Array::float(&[d], row.to_vec()))?;
                 out.extend_from_slice(y.float_elements()?);
                 *shape.last_mut().ok_or("a scalar has no features")? = y.len();
             }

@@ -7,7 +7,7 @@
 //! What is wanted of s is nearly always s sum(W D), because a decay is an exponential or a sigmoid. With H = sum((s W + X) D) this is
 //! H - sum(X D), and sums of X D are among the gradients of X anyway. The H of the step before is sum(W B), where B is the gradient of W:
 //! s sum(W D) again, and what the step's other results add. So H is carried from step to step, beside the gradient of the state,
-//! and is computed anew from both for the last step of every segment, so that rounding adds up over one segment only.
+//! and every few steps s sum(W D) is computed as it is, so that rounding adds up over few steps only.
 //! It is the closed form that Yang, Wang, Shen, Panda and Kim 2023 (arXiv 2312.06635, appendix on the backward pass) give for gated linear attention.
 //!
 //! Sums over a state without its gradient (the gradient of a query) are taken on the way forwards through a segment.
@@ -23,8 +23,7 @@ use super::lower::Lowered;
 pub struct Carried {
     /// Before the step, from that after it.
     pub before: Id,
-    /// After the step, from the state before it and the gradient after it: s sum(W D) + sum(X D).
-    /// The step takes sum(X D) away again, which leaves s sum(W D) nearly as it is where X is much greater than W.
+    /// In the place of what comes from the step after: s sum(W D), from which nothing is taken away.
     pub anew: Id,
     /// After a step that leaves the state alone: sum(W D).
     pub unchanged: Id,
@@ -99,9 +98,9 @@ struct Decay {
     rest: Vec<Axis>,
     /// sum(W D).
     sum: Id,
-    /// s sum(W D) as H - sum(X D).
+    /// s sum(W D) as H - sum(X D), or as it is where it was computed anew.
     scaled: Id,
-    /// H.
+    /// s sum(W D).
     anew: Id,
 }
 
@@ -128,14 +127,16 @@ impl Decay {
         };
         let sum = sum_with(g, state);
         let kept: Vec<Axis> = kept.into_iter().collect();
-        let mut scaled = g.leaf(Leaf::Carried(i), &kept, Dtype::Float);
-        let mut anew = scale.iter().fold(sum, |p, s| g.map(Fun::Mul, &[p, *s]));
+        let mut less = g.number(0.0);
         for (x, negative) in new {
             let part = sum_with(g, x);
-            let [there, back] = if negative { [Fun::Sub, Fun::Add] } else { [Fun::Add, Fun::Sub] };
-            anew = g.map(there, &[anew, part]);
-            scaled = g.map(back, &[scaled, part]);
+            less = g.map(if negative { Fun::Sub } else { Fun::Add }, &[less, part]);
         }
+        let follows = g.leaf(Leaf::Follows, &[], Dtype::Float);
+        let less = g.map(Fun::Mul, &[less, follows]);
+        let carried = g.leaf(Leaf::Carried(i), &kept, Dtype::Float);
+        let scaled = g.map(Fun::Sub, &[carried, less]);
+        let anew = scale.iter().fold(sum, |p, s| g.map(Fun::Mul, &[p, *s]));
         Some(Decay { state, scale, rest, sum, scaled, anew })
     }
 }

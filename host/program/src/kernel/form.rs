@@ -59,6 +59,16 @@ pub struct Target {
     pub vector_bytes: usize,
 }
 
+impl Target {
+    /// Bytes of an element.
+    pub fn bytes(&self) -> usize {
+        match self.real {
+            Real::F32 => 4,
+            Real::F64 => 8,
+        }
+    }
+}
+
 /// A kernel's text and what its buffers are.
 ///
 /// The text defines, for C11 with the vector extensions of GCC and clang:

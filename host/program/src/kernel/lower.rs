@@ -7,6 +7,7 @@ use super::axes::{self, Axes};
 use super::carry::Carried;
 use super::form::InStep;
 use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
+use super::strata::Strata;
 use crate::adjoint::{types, with_adjoint};
 use crate::graph::sizes;
 
@@ -43,6 +44,8 @@ pub struct Lowered {
     /// Values that the adjoint reads as leaves and that are computed from states on the way forwards through a segment: leaf and value.
     /// With any of them, the adjoint reads no state of several axes.
     pub passed: Vec<(Id, Id)>,
+    /// Parts of the step back; one before `strata::divide`.
+    pub strata: Strata,
 }
 
 struct Lowering<'a> {
@@ -152,6 +155,7 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
         again: Vec::new(),
         carried: Vec::new(),
         passed: Vec::new(),
+        strata: Strata::default(),
         graph: l.graph,
     })
 }

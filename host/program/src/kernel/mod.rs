@@ -6,6 +6,7 @@
 //! | `axes`, `graph`, `lower` | the step and its adjoint as sums and products over named axes |
 //! | `carry` | gradients of decays without the states themselves |
 //! | `adapt` | what is stored for the adjoint, which gradients are products, which axis is split |
+//! | `strata` | parts of the step back that are walked one after the other |
 //! | `nests` | the loop form: sweeps over rows and passes within them |
 //! | `layout`, `print`, `driver` | the loop form and the walk through time as C |
 //!
@@ -27,6 +28,7 @@ mod layout;
 mod lower;
 mod nests;
 mod print;
+mod strata;
 
 pub use form::*;
 
@@ -67,7 +69,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
     let mut low = prepared(None)?;
     let mut split = None;
     if let Some(axis) = adapt::separable(&low) {
-        let bytes = if target.real == Real::F64 { 8 } else { 4 };
+        let bytes = target.bytes();
         let (rows, lanes) = (low.graph.sizes[axis], target.vector_bytes / bytes);
         let all = adapt::state_elements(&low) * bytes;
         let blocks = (1..=rows / lanes)
@@ -80,6 +82,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
             low = prepared(Some((axis, rows / blocks)))?;
         }
     }
+    strata::divide(&mut low, target.bytes());
     let kernel = driver::drive(step, &low, target, split)?;
     if kernel.source.len() > MAX_TEXT {
         return Err(format!("its text has {} bytes, more than {MAX_TEXT}", kernel.source.len()));

@@ -1,6 +1,7 @@
 //! One node as an expression of its operands' expressions.
 
-use fwp_sdk::program::{Argument, Function, Node, NodeId, Op, Program, Type};
+use fwp_sdk::program::bytes::Attribute;
+use fwp_sdk::program::{Argument, Function, MapRole, Node, NodeId, Op, Program, QueryScale, ReadAt, Type};
 
 use crate::graph::{elements, sizes};
 
@@ -201,7 +202,7 @@ pub(super) fn expression(
         }
         Op::OneHot { size } => of("one_hot", &[size.to_string()]),
         Op::Gather => Text { text: format!("{}[{}]", x[0].at(ATOM), x[1].text), level: POSTFIX },
-        Op::Phi { role, .. } => of(if role == "query" { "phi_query" } else { "phi" }, &[]),
+        Op::Phi { role, .. } => of(if *role == MapRole::Query { "phi_query" } else { "phi" }, &[]),
         Op::Along => Text::atom(&format!("{} along {}", x[0].at(ATOM), x[1].at(ATOM))),
         Op::Attention { causal, window, scale } => {
             let mut more = vec![format!("scale {}", number(*scale).text)];
@@ -223,11 +224,11 @@ pub(super) fn expression(
         Op::Scan { name, .. } => called(&format!("scan {name}"), x, callee_arguments),
         Op::FastWeights { slot, name, inputs, scale, read } => {
             let mut head = format!("fast weights `{slot}` as {name}");
-            if scale != "none" {
-                head += &format!(", scaled {scale}");
+            if *scale != QueryScale::None {
+                head += &format!(", scaled {}", scale.show());
             }
-            if read != "after" {
-                head += &format!(", read {read}");
+            if *read != ReadAt::After {
+                head += &format!(", read {}", read.show());
             }
             with_inputs(&head, inputs, x)
         }

@@ -6,7 +6,7 @@
 mod expression;
 
 use fwp_sdk::program::shape::{self, Types};
-use fwp_sdk::program::{Kind, Op, Program, Scope, StateInit, Training};
+use fwp_sdk::program::{Kind, NodeId, Op, Program, Scope, StateInit, Training, Type, entry};
 
 use crate::check::role_name;
 use crate::graph::{callee, consumers, live};
@@ -38,6 +38,23 @@ pub fn print(p: &Program) -> String {
         }
     }
     out
+}
+
+/// A value of the step as one expression, such as `sigmoid(beta)`; parts that grow long are three dots.
+pub fn formula(p: &Program, node: NodeId) -> String {
+    const LONG: usize = 240;
+    let index = p.entries.iter().find(|(name, _)| name == entry::STEP).map(|(_, index)| *index as usize);
+    let Some((index, f)) = index.and_then(|index| Some((index, p.functions.get(index)?))) else { return String::new() };
+    let Ok(types) = shape::types(p) else { return String::new() };
+    let mut texts: Vec<Text> = Vec::new();
+    for (n, inner) in f.nodes.iter().enumerate().take(node as usize + 1) {
+        let operands: Vec<&Text> = inner.operands.iter().map(|o| &texts[*o as usize]).collect();
+        let arguments = callee(&inner.op).and_then(|c| p.functions.get(c as usize)).map(|g| &g.arguments[..]);
+        let text = expression(p, f, n, &types.nodes[index], &operands, arguments);
+        // A value may be used twice at every level, so a text can double with every node.
+        texts.push(if text.text.len() > LONG { Text::atom("...") } else { text });
+    }
+    texts.pop().map_or_else(String::new, |text| text.text)
 }
 
 fn declarations(p: &Program, out: &mut String) {
@@ -175,7 +192,7 @@ impl Printer<'_> {
             let operands: Vec<&Text> = node.operands.iter().map(|o| &texts[*o as usize]).collect();
             let arguments = callee(&node.op).and_then(|c| self.p.functions.get(c as usize)).map(|g| &g.arguments[..]);
             let mut text = expression(self.p, f, n, types, &operands, arguments);
-            let several = matches!(types[n], fwp_sdk::program::Type::Tuple(_)) && node.op != Op::Gradient;
+            let several = matches!(types[n], Type::Tuple(_)) && node.op != Op::Gradient;
             if several {
                 let parts: Vec<usize> = readers[n]
                     .iter()

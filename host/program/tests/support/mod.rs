@@ -11,7 +11,7 @@ use fwp_sdk::program::{Kind, Program, SlotInterface};
 use fwp_sdk::{Ask, Part, Request};
 
 /// Sizes that are all different.
-pub const DIMS: Dims = Dims { heads: 2, key_raw: 5, key: 5, value: 3 };
+pub const DIMS: Dims = Dims { heads: 2, key_raw: 5, key: 5, value: 3, ..Dims::ONE };
 
 pub fn rule<R: UpdateRule>(dims: Dims) -> Program {
     let request = Request { kind: Kind::UpdateRule, name: R::NAME.into(), config: Default::default(), ask: Ask::Rule { dims } };
@@ -165,7 +165,7 @@ impl SlowNet for Blocks {
                 given.push((i.name.clone(), p));
             }
             let given: Vec<(&str, &Expr)> = given.iter().map(|(n, e)| (n.as_str(), e)).collect();
-            let o = net.fast_weights("memory", &slot, "none", &given);
+            let o = net.fast_weights("memory", &slot, QueryScale::None, &given);
             let o = o[0].reshape(&[slot.heads * slot.value]);
             vec![&x[0] + net.linear("o_proj", &o, 7, Init::xavier_uniform())]
         });

@@ -1,5 +1,6 @@
 //! The slow net of the associative retrieval tasks.
 
+use fwp_sdk::NO_FAST_WEIGHTS;
 use fwp_sdk::prelude::*;
 use fwp_sdk::program::{Role, RuleInput, SlotInterface};
 
@@ -17,11 +18,16 @@ config! {
     ///
     /// Serves every rule whose write and read can be told apart: each of the rule's inputs gets a map of its own, named
     /// `NAME_proj`; queries are made from e(query), all others from x. A value of another shape than [S] is mapped from x, too.
+    ///
+    /// With `softmax` the pairs are kept as they are and the answer is that of softmax attention, sum_i softmax_i(q . k_i / sqrt(d)) v_i,
+    /// with W_k and W_q drawn from U(-sqrt(6/(n+d)), sqrt(6/(n+d))); the recipe then has neither [update_rule] nor [feature_map].
     pub struct Retrieval {
         /// Size d of a key and query before the feature map.
         key_dim: usize = 64,
         /// Size d_e of the key embedding. Absent is 1.1 * 2 S rounded down.
         embedding: Option<usize> = None,
+        /// Whether softmax attention over the stored pairs takes the place of fast weights.
+        softmax: bool = false,
     }
     validate(me) {
         if me.key_dim == 0 { return Err("`key_dim`: expected at least 1, got 0".into()); }
@@ -34,6 +40,41 @@ impl Retrieval {
     /// Number S of different values.
     fn symbols(task: &TaskIo) -> usize {
         task.output("value").dim()
+    }
+
+    /// Softmax attention of the query over all pairs: `[1, S]`.
+    fn attend(&self, net: &Net, pair: &Expr, query: &Expr, value: &Expr) -> Expr {
+        let d = self.key_dim;
+        let project = |name: &str, x: &Expr| {
+            let bias = Init::uniform(1.0 / (x.shape()[0] as f64).sqrt());
+            net.affine(&format!("{name}_proj"), x, d, Init::xavier_uniform(), bias).reshape(&[1, d])
+        };
+        let (q, k) = (project("q", query), project("k", pair));
+        net.attention(&q, &k, &value.reshape(&[1, value.shape()[0]]), (d as f64).powf(-0.5), false, 0)
+    }
+
+    /// What fast weights answer after all pairs are written: `[1, S]`.
+    fn remember(&self, net: &Net, pair: &Expr, query: &Expr, value: &Expr) -> Expr {
+        let slot = net.slot_of_layer(0);
+        let symbols = value.shape()[0];
+        let mut writes = Vec::new();
+        let mut reads = Vec::new();
+        for input in &slot.inputs {
+            let name = input.name.as_str();
+            match input.role {
+                Role::Query => reads.push((name, self.project(net, &slot, input, query))),
+                Role::Value if slot.given_shape(input) == [1, symbols] => writes.push((name, value.reshape(&[1, symbols]))),
+                _ => writes.push((name, self.project(net, &slot, input, pair))),
+            }
+        }
+        if reads.is_empty() || writes.is_empty() {
+            refuse(format!(
+                "rule `{}` has no query of its own to read with; `retrieval` needs rules that write and read apart",
+                slot.rule
+            ));
+        }
+        let memory = net.write("memory", &net.memory("memory", &slot), &by_name(&writes));
+        net.read("memory", &memory, QueryScale::None, &by_name(&reads)).remove(0)
     }
 
     /// The map of one input of the rule from `x`, in the shape that the rule wants.
@@ -54,12 +95,14 @@ impl SlowNet for Retrieval {
     const CITATION: &'static str = "Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 6.1";
 
     fn memory(&self, task: &TaskIo, _slot: &str) -> Memory {
+        if self.softmax {
+            refuse(NO_FAST_WEIGHTS);
+        }
         Memory { heads: 1, key: self.key_dim, value: Self::symbols(task) }
     }
 
     fn forward(&self, net: &mut Net) {
         let net = &*net;
-        let slot = net.slot_of_layer(0);
         let symbols = Self::symbols(net.task());
         let vocab = net.task().input("keys").vocab();
         let width = self.embedding.unwrap_or(22 * symbols / 10);
@@ -68,26 +111,10 @@ impl SlowNet for Retrieval {
         let value = net.input("values").one_hot(symbols); // [S]
         let pair = concat(0, &[&value, &embed("keys")]); // [S + d_e]
         let query = embed("query"); // [d_e]
-
-        let mut writes = Vec::new();
-        let mut reads = Vec::new();
-        for input in &slot.inputs {
-            let name = input.name.as_str();
-            match input.role {
-                Role::Query => reads.push((name, self.project(net, &slot, input, &query))),
-                Role::Value if slot.given_shape(input) == [1, symbols] => writes.push((name, value.reshape(&[1, symbols]))),
-                _ => writes.push((name, self.project(net, &slot, input, &pair))),
-            }
-        }
-        if reads.is_empty() || writes.is_empty() {
-            refuse(format!(
-                "rule `{}` has no query of its own to read with; `retrieval` needs rules that write and read apart",
-                slot.rule
-            ));
-        }
-
-        let memory = net.write("memory", &net.memory("memory", &slot), &by_name(&writes));
-        let answer = net.read("memory", &memory, "none", &by_name(&reads)).remove(0);
+        let answer = match self.softmax {
+            true => self.attend(net, &pair, &query, &value),
+            false => self.remember(net, &pair, &query, &value),
+        };
         net.output("value", &answer.reshape(&[symbols]));
     }
 }
@@ -174,6 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn softmax_attention_needs_no_rule() {
+        let program = testing::net::<Retrieval>(json!({ "softmax": true }), &task(20), &[]).unwrap();
+        assert_eq!(
+            parameters(&program),
+            [
+                ("embeddings.weight", vec![20, 44]),
+                ("q_proj.weight", vec![64, 44]),
+                ("q_proj.bias", vec![64]),
+                ("k_proj.weight", vec![64, 64]),
+                ("k_proj.bias", vec![64]),
+            ]
+        );
+        let message = testing::memory::<Retrieval>(json!({ "softmax": true }), &task(20)).unwrap_err();
+        assert!(message.ends_with(NO_FAST_WEIGHTS), "{message}");
+    }
+
+    #[test]
     fn queries_read_and_everything_else_writes() {
         let gates = vec![input("k2", Role::Key, Some(3), &[128]), input("decay", Role::Gate, None, &[128])];
         let program = describe(json!({ "embedding": 7 }), slot(20, gates)).unwrap();
@@ -183,7 +227,7 @@ mod tests {
             match &node.op {
                 Op::FastWrite { inputs, .. } => written.extend(inputs.clone()),
                 Op::FastRead { inputs, scale, .. } => {
-                    assert_eq!(scale, "none");
+                    assert_eq!(*scale, QueryScale::None);
                     read.extend(inputs.clone());
                 }
                 _ => {}

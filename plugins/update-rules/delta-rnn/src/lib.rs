@@ -49,37 +49,16 @@ fwp_sdk::export! { update_rules: [DeltaRnn] }
 
 #[cfg(test)]
 mod tests {
-    use fwp_sdk::program::{Program, Role};
     use fwp_sdk::serde_json::json;
     use fwp_sdk::testing;
 
     use super::*;
 
-    fn describe() -> Program {
-        testing::rule::<DeltaRnn>(json!({}), Dims { heads: 2, key_raw: 5, key: 7, value: 3 }).unwrap()
-    }
-
     #[test]
-    fn signature_and_shapes() {
-        let program = describe();
-        let inputs: Vec<(&str, Role, bool, &[usize])> =
-            program.inputs.iter().map(|i| (i.name.as_str(), i.role, i.mapped(), &i.shape[..])).collect();
-        let wanted: [(&str, Role, bool, &[usize]); 7] = [
-            ("q", Role::Query, true, &[7]),
-            ("k", Role::Key, true, &[7]),
-            ("v", Role::Value, false, &[3]),
-            ("k_r", Role::Key, false, &[3]),
-            ("v_r", Role::Value, false, &[3]),
-            ("beta", Role::Gate, false, &[]),
-            ("beta_r", Role::Gate, false, &[]),
-        ];
-        assert_eq!(inputs, wanted);
-        let states: Vec<(&str, &[usize])> = program.states.iter().map(|s| (s.name.as_str(), &s.shape[..])).collect();
-        assert_eq!(states, [("w", &[3, 7][..]), ("r", &[3, 3]), ("y", &[3])]);
-    }
-
-    #[test]
-    fn the_same_request_gives_the_same_bytes() {
-        assert_eq!(describe().to_bytes(), describe().to_bytes());
+    fn the_recurrent_fast_weights_have_inputs_of_their_own() {
+        let program = testing::rule::<DeltaRnn>(json!({}), testing::DIMS).unwrap();
+        let wanted = "query q [7], key k [7], value v [3], raw key k_r [3], value v_r [3], signal beta [], signal beta_r []; \
+                      state w [3, 7], state r [3, 3], state y [3]";
+        assert_eq!(testing::signature(&program), wanted);
     }
 }

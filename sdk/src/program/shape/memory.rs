@@ -1,6 +1,6 @@
 //! Operators on the fast weights of a slot.
 
-use crate::program::{DType, Op, TensorType, Type};
+use crate::program::{DType, Op, ReadAt, TensorType, Type};
 
 use super::operands::{Operands, join_axes};
 use super::{Context, Result};
@@ -13,16 +13,8 @@ pub(super) fn fast_weights(op: &Op, args: &Operands<'_>, cx: &Context<'_>) -> Re
         _ => unreachable!("operators on fast weights"),
     };
     let slot = cx.slots.iter().find(|s| s.name == *name).ok_or_else(|| format!("there is no fast-weight slot `{name}`"))?;
-    if let Op::FastWeights { scale, .. } | Op::FastRead { scale, .. } = op
-        && !matches!(scale.as_str(), "none" | "query" | "output")
-    {
-        return Err(format!("the scale is `none`, `query` or `output`, not `{scale}`"));
-    }
-    if let Op::FastWeights { read, .. } = op {
-        let chunk = read.strip_prefix("chunk:").map(str::parse::<usize>);
-        if !matches!(read.as_str(), "after" | "before") && !matches!(chunk, Some(Ok(1..))) {
-            return Err(format!("the read is `after`, `before` or `chunk:N`, not `{read}`"));
-        }
+    if let Op::FastWeights { read: ReadAt::ChunkStart(0), .. } = op {
+        return Err("a chunk has at least 1 step, not 0".into());
     }
     let memory = Type::Memory(name.clone());
     let (first, inputs): (usize, &[String]) = match op {

@@ -57,7 +57,9 @@ pub(super) fn along_axis(op: &Op, args: &Operands<'_>) -> Result<TensorType> {
             x.clone()
         }
         Op::Attention { scale, causal, .. } => {
-            args.count(3)?;
+            if args.types.len() != 4 {
+                args.count(3)?;
+            }
             attribute("scale", *scale, f64::MIN)?;
             let (q, k, v) = (with_axis(0)?, with_axis(1)?, with_axis(2)?);
             let fits = match (&q.shape[..], &k.shape[..], &v.shape[..]) {
@@ -68,6 +70,12 @@ pub(super) fn along_axis(op: &Op, args: &Operands<'_>) -> Result<TensorType> {
                 return Err(format!(
                     "expected queries [h, d], keys [g, d] and values [g, e] with g a divisor of h, got {q}, {k} and {v}"
                 ));
+            }
+            if args.types.len() == 4 {
+                let part = with_axis(3)?;
+                if part.dtype != DType::Int || !part.shape.is_empty() || [&q.axis, &k.axis].iter().any(|a| **a != part.axis) {
+                    return Err(format!("expected the number of each step's part, an integer along the one axis, got {part}"));
+                }
             }
             TensorType { dtype: DType::Float, axis: q.axis.clone(), shape: vec![q.shape[0], v.shape[1]] }
         }

@@ -233,12 +233,11 @@ impl<'a> Decayed<'a> {
     ) -> Result<PlainGradients> {
         let right = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(1, 0, rows.right)?) };
         let mut sees = g.sees.f_masked_fill_(&k.hidden, 0)?;
-        // Pairs at one place have no decay between them: they stay out of the decays' gradients,
+        // Pairs without a decay between them stay out of the decays' gradients,
         // which would else be small differences of large sums where everything else has decayed away.
-        let same = right(&sight.paths.same()?.f_to_kind(self.affine.grid.kind)?.f_unsqueeze(0)?)?;
-        let close = sees.f_mul(&same)?;
+        let close = sees.f_mul(&right(&sight.paths.close.f_to_kind(self.affine.grid.kind)?.f_unsqueeze(0)?)?)?;
         sees = sees.f_sub_(&close)?;
-        let at_end = sight.paths.writes.f_eq(sight.paths.end)?.f_reshape([1, -1, 1])?;
+        let at_end = sight.paths.close_to_end.f_reshape([1, -1, 1])?;
         let to_start = both(Some(k.half.shallow_clone()), sight.start.as_ref().map(right).transpose()?.as_ref())?;
         let to_end = both(Some(k.half.shallow_clone()), sight.end.as_ref())?;
         let mut d_rows = times(&g.start, to_start.as_ref())?.f_baddbmm_(&sees, &k.written)?;
@@ -399,7 +398,9 @@ const SINGLE: f64 = 16.0;
 /// exp(reads - writes) where a row sees a write, else 0.
 fn differences(at: &Tensor, reads: &Tensor, writes: &Tensor, seen: &Tensor, kind: Kind) -> Result<Tensor> {
     // Differences of large sums are taken in float64; what is hidden may then be the exponential of anything.
-    if kind == Kind::Double || at.numel() == 0 || at.f_abs()?.f_max()?.f_double_value(&[])? > SINGLE {
+    // A sum that is not a number says nothing of the others.
+    let small = |at: &Tensor| -> Result<bool> { Ok(at.f_abs()?.f_max()?.f_double_value(&[])? <= SINGLE) };
+    if kind == Kind::Double || at.numel() == 0 || !small(at)? {
         return exp_where(&reads.f_sub(&writes.f_transpose(1, 2)?)?, Some(seen), kind);
     }
     let (reads, writes) = (reads.f_to_kind(kind)?, writes.f_transpose(1, 2)?.f_to_kind(kind)?);

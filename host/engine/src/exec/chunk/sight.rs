@@ -91,17 +91,16 @@ pub struct Paths {
     pub end: i64,
     /// `[writes, micro]`: 1 where a micro step comes after a write.
     pub later: Tensor,
+    /// `[reads, writes]`: true where no micro step can lie between a row and a write.
+    pub close: Tensor,
+    /// `[writes]`: true where no micro step can lie between a write and the end.
+    pub close_to_end: Tensor,
 }
 
 impl Paths {
     /// Sums of `x` `[matrices, micro, d]` along the ways to all places `[matrices, places, d]`, float64.
     pub fn sums(&self, x: &Tensor) -> Result<Tensor> {
         along(&self.to, x)
-    }
-
-    /// `[reads, writes]`: true where a row and a write are at the same place.
-    pub fn same(&self) -> Result<Tensor> {
-        Ok(self.reads.f_unsqueeze(1)?.f_eq_tensor(&self.writes.f_unsqueeze(0)?)?)
     }
 }
 
@@ -141,8 +140,9 @@ impl Sight {
         let inside = |r: (i64, usize), w: (i64, usize)| w.0 == r.0 && w.1 <= r.1;
         let any = |r: (i64, usize), w: (i64, usize)| earlier(r, w) || inside(r, w);
 
-        // Without masks the end of a step is the start of the next.
-        let place = |p: &(i64, usize)| if write.is_none() && p.1 == rows.segments { (p.0 + 1, 0) } else { *p };
+        // The end of a step is the start of the next; with masks it is so only for those who see what the step writes.
+        let settled = |p: (i64, usize)| if p.1 == rows.segments { (p.0 + 1, 0) } else { p };
+        let place = |p: &(i64, usize)| if write.is_none() { settled(*p) } else { *p };
         let end = (grid.chunk, 0);
         let mut places: Vec<(i64, usize)> = rows.reads_at.iter().chain(&rows.writes_at).map(place).chain([end]).collect();
         places.sort_unstable();
@@ -174,6 +174,8 @@ impl Sight {
             writes: index(&rows.writes_at)?,
             end: places.len() as i64 - 1,
             later: table(&rows.writes_at, &rows.micro_at, &|w, k| !any(w, k), grid.kind)?,
+            close: table(&rows.reads_at, &rows.writes_at, &|r, w| settled(r) == settled(w), Kind::Bool)?,
+            close_to_end: table(&rows.writes_at, &[end], &|w, end| settled(w) == end, Kind::Bool)?.f_squeeze_dim(1)?,
         };
         let mut end_seen = written.as_ref().map(|w| w.f_index_select(1, &write_steps)).transpose()?;
         let mut sight = Sight { pair: Tensor::new(), start: None, end: None, through: None, fresh: None, paths };

@@ -17,7 +17,7 @@ use super::open_unsafe::{Buffers, Call, Gradients, Input, dense};
 use crate::exec::evaluate;
 use crate::exec::plan::StepPlan;
 use crate::exec::scan::{FastWeights, InStep, Masks};
-use crate::exec::value::{Lead, Memory, Precision, Value};
+use crate::exec::value::{Lead, Memory, Precision, Value, expanded};
 use crate::exec::walk::Around;
 use crate::shim::{self, Backward, custom_function};
 
@@ -132,7 +132,7 @@ impl Given {
                 _ => (Per::Once, Lead::NONE, vec![]),
             };
             let full: Vec<i64> = sizes.iter().copied().chain(ty.shape.iter().map(|n| *n as i64)).collect();
-            let mut t = value.aligned(lead, ty.shape.len())?.f_expand(&full[..], false)?;
+            let mut t = expanded(value.aligned(lead, ty.shape.len())?, &full)?;
             let kind = kind_of(ty, weights.precision);
             if t.kind() != kind {
                 t = t.f_to_kind(kind)?;
@@ -253,11 +253,11 @@ impl Walk {
         gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Tensor>, Vec<Tensor>)> {
         let kind = precision.kind;
-        let copies = |l: &[Tensor]| -> Vec<Tensor> { l.iter().map(Tensor::detach).collect() };
+        let handles = |l: &[Tensor]| -> Vec<Tensor> { l.iter().map(Tensor::shallow_clone).collect() };
         let tensors = Tensors {
-            inputs: copies(&tensors.inputs),
-            start: copies(&tensors.start),
-            fresh: copies(&tensors.fresh),
+            inputs: handles(&tensors.inputs),
+            start: handles(&tensors.start),
+            fresh: handles(&tensors.fresh),
             flags: [0, 1, 2].map(|i| tensors.flags[i].as_ref().map(Tensor::shallow_clone)),
         };
         let mut buffers = self.buffers(built, precision, tensors);
@@ -294,7 +294,7 @@ impl Walk {
         let kind = precision.kind;
         let states = built.lowered.step.states.len();
         let fresh = if self.resets { states } else { 0 };
-        let mut saved = given.saved.iter().map(Tensor::detach);
+        let mut saved = given.saved.iter().map(Tensor::shallow_clone);
         let mut take = |n: usize| -> Vec<Tensor> { saved.by_ref().take(n).collect() };
         let inputs = take(built.lowered.arguments.len());
         let (start, fresh) = (take(states), take(fresh));

@@ -33,7 +33,7 @@ fn part(part: Part, kind: PartKind, name: &str, ask: Ask) -> Program {
 }
 
 fn slot(dk: usize, dv: usize) -> Arc<Slot> {
-    let dims = Dims { key_raw: dk, key: dk, value: dv, heads: 1 };
+    let dims = Dims { key_raw: dk, key: dk, value: dv, heads: 1, ..Dims::ONE };
     let rule = part(Part::update_rule::<fwp_rule_delta::Delta>(), PartKind::UpdateRule, "delta", Ask::Rule { dims });
     let map = crate::command::apply::identity(dk);
     Arc::new(Slot::new(&SlotPrograms { name: "main".into(), layers: None, map, rule }).unwrap())

@@ -15,6 +15,7 @@ use super::print::Memory;
 
 mod ports;
 mod routines;
+mod sums;
 mod walks;
 
 /// A value that comes from or goes to the caller's memory, row-major and without padding.
@@ -169,32 +170,40 @@ impl Driver<'_> {
         self.kept_copies.clear();
         self.allocate_copies();
         let (given, gradients) = self.gradients();
-        let mut back = Vec::new();
+        let low = self.low;
+        let strata = &low.strata;
+        let mut back: Vec<Vec<Output>> = vec![Vec::new(); strata.count];
         for (i, n) in self.low.state_gradients.iter().enumerate() {
-            back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
+            back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
         }
         for (i, n) in self.low.undo.iter().enumerate() {
             if let Some(n) = n {
-                back.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
+                back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
             }
         }
         for (i, g) in given.iter().enumerate() {
             match (g, self.low.argument_gradients[i]) {
                 (Given::Steps | Given::Summed(_), Some(n)) => {
-                    back.push(Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) });
+                    let output = Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) };
+                    back[strata.arguments[i]].push(output);
                 }
                 (Given::Factors { left, right, axes }, _) => {
-                    back.push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
-                    back.push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
+                    let of = self.low.factors.iter().position(|f| f.0 == i).map_or([0, 0], |k| strata.factors[k]);
+                    back[of[0]].push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
+                    back[of[1]].push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
                 }
                 _ => {}
             }
         }
-        let low = self.low;
+        for (k, h) in strata.handed.iter().enumerate() {
+            back[h.stratum].push(Output { node: h.node, axes: self.g().axes(h.node).to_vec(), dest: Dest::Handed(k) });
+        }
         let carried: Vec<(usize, &Carried)> =
             low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))).collect();
         let output = |d: &Self, i: usize, n: Id| Output { node: n, axes: d.g().axes(n).to_vec(), dest: Dest::Carried(i) };
-        back.extend(carried.iter().map(|(i, c)| output(self, *i, c.before)));
+        for (i, c) in &carried {
+            back[strata.states[*i]].push(output(self, *i, c.before));
+        }
         let mut forwards = self.outputs(false, &self.low.again);
         forwards.extend(self.low.passed.iter().enumerate().map(|(k, (_, n))| Output {
             node: *n,
@@ -214,9 +223,16 @@ impl Driver<'_> {
                 carry_text += &self.function(&format!("{name}{i}"), &routine, true);
             }
         }
-        let adjoint = self.routine(back, &given)?;
-        let adjoint_text = self.function("fwp_step_back", &adjoint, true);
-        let (walk, a_step) = self.backward_walk(&given)?;
+        let mut adjoint_texts = Vec::new();
+        let mut operations = 0;
+        for (k, outputs) in back.into_iter().enumerate() {
+            let adjoint = self.routine(outputs, &given)?;
+            operations += adjoint.operations;
+            adjoint_texts.push(self.function(&format!("fwp_step_back{k}"), &adjoint, true));
+        }
+        // What a step back may call besides.
+        let others = if self.passing() { &carry_text } else { &again_text };
+        let (walk, a_step) = self.backward_walk(&given, others, &adjoint_texts)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
@@ -231,7 +247,7 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text, &carry_text, &adjoint_text, &walk] {
+        for part in [&forward_text, &forward_walk, &again_text, &carry_text].into_iter().chain(&adjoint_texts).chain([&walk]) {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -245,12 +261,15 @@ impl Driver<'_> {
             carried: self.passing(),
             saved: self.saved_room(),
             gradients,
-            operations: [forward.operations, repeated + adjoint.operations],
+            operations: [forward.operations, repeated + operations],
             notes: self.notes(),
         })
     }
 
     fn notes(&self) -> Vec<String> {
+        if self.states.is_empty() {
+            return vec![format!("without a state, in vectors of {} lanes", self.lay.lanes)];
+        }
         let mut notes = Vec::new();
         let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
         let blocks = self.split.map_or(1, |s| s.1);
@@ -266,6 +285,9 @@ impl Driver<'_> {
             _ => "no cache that a core has for itself",
         };
         notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
+        if self.low.strata.count > 1 {
+            notes.push(format!("its states are walked back in {} groups, one after the other", self.low.strata.count));
+        }
         notes
     }
 }

@@ -39,6 +39,12 @@ impl<'a> Foresee<'a> {
     }
 }
 
+/// Whether a name stands in the text of the routines that a walk calls.
+pub(super) type Used<'a> = &'a dyn Fn(&str) -> bool;
+
+/// All names.
+pub(super) const ALL: Used<'static> = &|_| true;
+
 impl Driver<'_> {
     /// Whether the caller's memory can be read as it is.
     pub(super) fn direct(&self, p: &Port) -> bool {
@@ -65,7 +71,9 @@ impl Driver<'_> {
             Leaf::StateGradient(i) => Place::lanes(format!("state_gradient{i}")),
             Leaf::Saved(k) => Place::lanes(format!("saved{k}")),
             Leaf::Carried(i) => Place::lanes(format!("carried{i}")),
+            Leaf::Follows => Place::lanes("follows"),
             Leaf::Passed(k) => Place::lanes(format!("passed{k}")),
+            Leaf::Handed(k) => Place::lanes(format!("handed{k}")),
             Leaf::Index => Place::lanes("index"),
         }
     }
@@ -155,11 +163,11 @@ impl Driver<'_> {
         }
     }
 
-    /// Brings arguments in at step t (`every`) or once a unit.
-    pub(super) fn bring(&self, once: bool) -> Result<String, String> {
+    /// Brings arguments in at every step or once a unit: those whose names are `used`.
+    pub(super) fn bring(&self, once: bool, used: Used<'_>) -> Result<String, String> {
         let mut t = String::new();
         for (i, p) in self.arguments.iter().enumerate() {
-            if once != (self.step.per[i] != Per::Step) {
+            if once != (self.step.per[i] != Per::Step) || !used(&format!("in{i}")) {
                 continue;
             }
             let ty = c_type(p.dtype);
@@ -183,7 +191,7 @@ impl Driver<'_> {
     }
 
     /// Asks for what the step after next reads and writes: steps of one sequence lie apart, and no hardware foresees them well.
-    pub(super) fn foresee(&self, walk: Foresee<'_>, indent: usize) -> String {
+    pub(super) fn foresee(&self, walk: Foresee<'_>, used: Used<'_>, indent: usize) -> String {
         let (given, read) = (walk.given(), !matches!(walk, Foresee::Gradients(_)));
         let mut lines: Vec<(String, usize, bool)> = Vec::new();
         // Of a value that is split, this block's rows: they lie together where the split axis is the first.
@@ -198,10 +206,12 @@ impl Driver<'_> {
             if self.step.per[i] == Per::Step && bytes <= MOST_FORESEEN {
                 let ty = c_type(p.dtype);
                 let from = format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]{row}");
-                if read {
+                if read && used(&format!("in{i}")) {
                     lines.push((from, bytes, false));
                 }
-                if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i)) {
+                if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i))
+                    && used(&format!("in_gradient{i}"))
+                {
                     let part = self.part(p, "s->steps");
                     let at = format!("(({part}ahead) * s->sequences + sequence) * {}{row}", p.elements());
                     lines.push((format!("s->in_gradient[{i}] ? s->in_gradient[{i}] + {at} : m"), bytes, true));
@@ -210,7 +220,7 @@ impl Driver<'_> {
         }
         for (i, p) in self.kept.iter().enumerate() {
             let (row, bytes) = rows(p, p.elements() * self.lay.bytes);
-            if bytes <= MOST_FORESEEN {
+            if bytes <= MOST_FORESEEN && used(&format!("kept_gradient{i}")) {
                 let at = format!("(ahead * s->sequences + sequence) * {}{row}", p.elements());
                 match walk {
                     Foresee::Forward => lines.push((format!("s->kept[{i}] + {at}"), bytes, true)),

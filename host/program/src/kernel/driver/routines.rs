@@ -22,6 +22,7 @@ impl Driver<'_> {
                 Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
                 Dest::Passed(k) => Place::lanes(format!("passed{k}")),
+                Dest::Handed(k) => Place::lanes(format!("handed{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
                     _ => {
@@ -59,7 +60,7 @@ impl Driver<'_> {
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Passed(_) => {}
+                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Passed(_) | Dest::Handed(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -146,6 +147,7 @@ impl Driver<'_> {
                 line(&format!("right{i}"), format!("real *const right{i} = at->right[{i}]; (void)right{i};"));
             }
         }
+        line("follows", "const real *const follows = at->follows; (void)follows;".into());
         for i in 0..self.states.len() {
             line(&format!("state{i}"), format!("const real *const state{i} = at->state[{i}]; (void)state{i};"));
             line(&format!("next{i}"), format!("real *const next{i} = at->next[{i}]; (void)next{i};"));
@@ -175,7 +177,8 @@ impl Driver<'_> {
             );
         }
         let passed: Vec<Id> = self.low.passed.iter().map(|p| p.1).collect();
-        for (name, values) in [("saved", &self.saved), ("passed", &passed)] {
+        let handed: Vec<Id> = self.low.strata.handed.iter().map(|h| h.node).collect();
+        for (name, values) in [("saved", &self.saved), ("passed", &passed), ("handed", &handed)] {
             let mut offset = 0;
             for (k, n) in values.iter().enumerate() {
                 line(&format!("{name}{k}"), format!("real *const {name}{k} = at->{name} + {offset}; (void){name}{k};"));
@@ -192,8 +195,14 @@ impl Driver<'_> {
         self.saved.iter().map(|n| self.vector_room(*n)).sum()
     }
 
+    /// Elements of the sums over states of one step.
     pub(super) fn passed_room(&self) -> usize {
         self.low.passed.iter().map(|p| self.vector_room(p.1)).sum()
+    }
+
+    /// Elements of what the strata of a step back hand on.
+    pub(super) fn handed_room(&self) -> usize {
+        self.low.strata.handed.iter().map(|h| self.vector_room(h.node)).sum()
     }
 
     /// Elements of a value among others that are stored one after the other.

@@ -5,25 +5,16 @@
 
 use std::fmt::Write;
 
-use super::ports::{Foresee, Way};
+use super::ports::{ALL, Foresee, Used, Way};
+use super::sums::MARKED;
 use super::{Driver, Given};
 use crate::kernel::graph::Axis;
 
 /// What the parts of a walk are handed.
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
 
-/// Steps through which sums over states are carried before they are computed anew. Rounding grows with the root of it:
-/// through 16 steps the gradient of a decay around a half is nearly as exact as a sum of its own, and a state that is put aside costs little.
-/// States have a multiple of so many elements, with what fills them.
-const MARKED: usize = 16;
-
-/// Whether sums are computed anew at step t.
-fn is_anew() -> String {
-    format!("t + 1 == end || (t - begin) % {MARKED} == {}", MARKED - 1)
-}
-
 /// Where a state of several axes is while a segment is walked back.
-enum Where {
+pub(super) enum Where {
     /// Here, computed back at every step; beside it a place for what a step without a write would give.
     Here { tile: usize, other: usize },
     /// Here in the slot of its step.
@@ -32,18 +23,29 @@ enum Where {
     Passing { tile: usize, mark: usize },
 }
 
+/// Elements of scratch of one step of a segment.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    /// Of its states, or of sums over them, which come first.
+    pub states: usize,
+    /// With what the strata hand on.
+    pub all: usize,
+    /// Where a one is in the block's own memory.
+    pub one: usize,
+}
+
 /// What a walk back keeps of a state.
-struct Rooms {
-    gradient: usize,
-    zeros: usize,
+pub(super) struct Rooms {
+    pub gradient: usize,
+    pub zeros: usize,
     /// For what is not wanted.
-    trash: usize,
+    pub trash: usize,
     /// Gradient of the state after a reset.
-    fresh: usize,
+    pub fresh: usize,
     /// None of small states: they are among the saved values.
-    state: Option<Where>,
+    pub state: Option<Where>,
     /// A sum that is carried beside the gradient, and what is not wanted of it.
-    carried: Option<(usize, usize)>,
+    pub carried: Option<(usize, usize)>,
 }
 
 impl Driver<'_> {
@@ -67,7 +69,7 @@ impl Driver<'_> {
         ] {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved, *passed;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *passed, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -95,7 +97,7 @@ impl Driver<'_> {
         let _ = writeln!(t, "    *at = (struct fwp_at){{0}};");
         t += &self.row0();
         t += "    at->row0 = row0;\n";
-        t += &self.bring(true)?;
+        t += &self.bring(true, ALL)?;
         Ok(t)
     }
 
@@ -136,7 +138,7 @@ impl Driver<'_> {
     }
 
     /// Whether state i takes its new value at a step.
-    fn taken(&self, i: usize) -> String {
+    pub(super) fn taken(&self, i: usize) -> String {
         let s = &self.step.states[i];
         let mut parts = Vec::new();
         if s.state.held > 1 {
@@ -149,12 +151,12 @@ impl Driver<'_> {
     }
 
     /// Between memory of ours and the states of a sequence.
-    fn state_of_sequence(&self, i: usize, own: &str, list: &str, way: Way, indent: usize) -> Result<String, String> {
+    pub(super) fn state_of_sequence(&self, i: usize, own: &str, list: &str, way: Way, indent: usize) -> Result<String, String> {
         self.state_transfer(i, own, &format!("{list}[{i}] + sequence * {}", self.states[i].elements()), way, indent)
     }
 
     /// Where the saved values of step t are.
-    fn saved_at(&self) -> String {
+    pub(super) fn saved_at(&self) -> String {
         format!("s->saved + ((sequence * {} + block) * s->steps + t) * {}", self.blocks(), self.saved_room())
     }
 
@@ -182,8 +184,8 @@ impl Driver<'_> {
             t += "        }\n";
         }
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false)?;
-        t += &self.foresee(Foresee::Forward, 8);
+        t += &self.bring(false, ALL)?;
+        t += &self.foresee(Foresee::Forward, ALL, 8);
         for (i, place) in states.iter().enumerate() {
             let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
         }
@@ -205,11 +207,13 @@ impl Driver<'_> {
         Ok(t + &self.entry("forward", false))
     }
 
-    /// The text of the walk back, and elements of scratch for every step of the interval.
-    pub(super) fn backward_walk(&mut self, given: &[Given]) -> Result<(String, usize), String> {
+    /// The text of the walk back, and elements of scratch for every step of the interval; `back` are the texts of the routines
+    /// of the strata, `others` is that of those which they call besides.
+    pub(super) fn backward_walk(&mut self, given: &[Given], others: &str, back: &[String]) -> Result<(String, usize), String> {
         let mut rooms = Vec::new();
         let passing = self.passing();
         let mut slot = if passing { self.passed_room() } else { 0 };
+        let (mut marks, one) = (0, self.memory_take(1));
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
             let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
@@ -221,10 +225,10 @@ impl Driver<'_> {
             if state.is_some() && !passing {
                 slot += n;
             }
-            if passing && self.carried_room(i).is_some() {
-                slot += n / MARKED;
-            }
             let carried = self.carried_room(i).map(|n| (self.memory_take(n), self.memory_take(n)));
+            if carried.is_some() {
+                marks += n.div_ceil(MARKED);
+            }
             rooms.push(Rooms {
                 state,
                 carried,
@@ -241,15 +245,19 @@ impl Driver<'_> {
             let text = self.state_of_sequence(i, &own, "s->end_gradient", Way::In, 8)?;
             let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{\n{text}    }}");
         }
-        let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
+        let _ = writeln!(t, "    m[{one}] = 1;\n    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
+        let slot = Slot { states: slot, all: slot + self.handed_room(), one };
         if passing {
-            t += &self.sums_of_segment(&rooms)?;
-        } else if slot > 0 {
-            t += &self.states_of_segment(&rooms, slot)?;
+            t += &self.sums_of_segment(&rooms, slot)?;
+        } else if slot.states > 0 {
+            t += &self.states_of_segment(&rooms, slot.all)?;
         }
-        t += &self.steps_back(&rooms, slot, given)?;
+        for (stratum, text) in back.iter().enumerate() {
+            let used = |name: &str| text.contains(name) || others.contains(name);
+            t += &self.steps_back(&rooms, slot, given, stratum, &used)?;
+        }
         let _ = writeln!(t, "}}\n\nstatic void fwp_backward_end({GIVEN})\n{{");
         t += &self.row0();
         for (i, r) in rooms.iter().enumerate() {
@@ -270,7 +278,7 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        Ok((t + &self.entry("backward", true), slot))
+        Ok((t + &self.entry("backward", true), slot.all + marks))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
@@ -312,7 +320,7 @@ impl Driver<'_> {
         if !back {
             t += "        if (t + 1 == end) break;\n";
         }
-        t += &self.bring(false)?;
+        t += &self.bring(false, ALL)?;
         let _ = writeln!(t, "        at->saved = {};", self.saved_at());
         for (i, r) in rooms.iter().enumerate() {
             let taken = self.taken(i);
@@ -335,76 +343,10 @@ impl Driver<'_> {
         Ok(t + "        fwp_step_again(m, at);\n    }\n")
     }
 
-    /// Whether the adjoint reads no state of several axes.
-    pub(super) fn passing(&self) -> bool {
-        !self.low.carried.is_empty()
-    }
-
-    /// Elements of the sum that is carried beside the gradient of state i.
-    fn carried_room(&self, i: usize) -> Option<usize> {
-        Some(self.vector_room(self.low.carried.get(i)?.as_ref()?.anew))
-    }
-
-    /// The sums over states alone of every step of a segment, and the states from which carried sums are computed anew.
-    fn sums_of_segment(&self, rooms: &[Rooms]) -> Result<String, String> {
-        let mut t = String::new();
-        let (mut reset, mut places, mut marks) = (String::new(), String::new(), String::new());
-        for (i, r) in rooms.iter().enumerate() {
-            let Some(Where::Passing { tile, mark }) = r.state else { continue };
-            let own = format!("(m + {tile})");
-            t += &self.checkpoint(i, &own, "begin / s->interval", Way::In, 4)?;
-            reset += &self.state_of_sequence(i, &own, "s->fresh", Way::In, 12)?;
-            let _ = writeln!(places, "        at->state[{i}] = m + {tile};");
-            let _ = writeln!(places, "        at->next[{i}] = {} ? m + {tile} : m + {};", self.taken(i), r.trash);
-            if r.carried.is_some() {
-                let (to, n) = (self.mark(rooms, i, mark), self.state_rooms[i]);
-                let _ = writeln!(marks, "            __builtin_memcpy({to}, m + {tile}, {n} * sizeof(real));");
-            }
-        }
-        t += "    for (int64_t t = begin; t < end; t++) {\n";
-        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        let _ = writeln!(t, "        if (s->reset && s->reset[t * s->sequences + sequence]) {{\n{reset}        }}");
-        if !marks.is_empty() {
-            let _ = writeln!(t, "        if ({}) {{\n{marks}        }}", is_anew());
-        }
-        t += &self.bring(false)?;
-        t += &self.foresee(Foresee::Again, 8);
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
-        let _ = writeln!(t, "        at->passed = slots + (t - begin) * {};", self.passed_room());
-        t += &self.kept_gradients()?;
-        t += &places;
-        Ok(t + "        fwp_step_again(m, at);\n    }\n")
-    }
-
-    /// Where state i is put aside at step t of a segment: the first time in memory of the block's own, then behind the sums of the segment.
-    fn mark(&self, rooms: &[Rooms], i: usize, first: usize) -> String {
-        let room = |(k, r): (usize, &Rooms)| if r.carried.is_some() { self.state_rooms[k] } else { 0 };
-        let all: usize = rooms.iter().enumerate().map(room).sum();
-        let before: usize = rooms.iter().enumerate().take(i).map(room).sum();
-        let sums = self.passed_room();
-        format!(
-            "(t - begin < {MARKED} ? m + {first} : slots + s->interval * {sums} + ((t - begin) / {MARKED} - 1) * {all} + {before})"
-        )
-    }
-
-    /// Computes carried sums anew at step t.
-    fn carry_anew(&self, rooms: &[Rooms]) -> String {
-        let mut t = String::new();
-        for (i, r) in rooms.iter().enumerate() {
-            let (Some(Where::Passing { mark, .. }), Some((sum, _))) = (&r.state, r.carried) else { continue };
-            let (from, gradient) = (self.mark(rooms, i, *mark), r.gradient);
-            let _ = writeln!(t, "            at->state[{i}] = {from};");
-            let _ = writeln!(t, "            at->state_gradient[{i}] = m + {gradient}, at->carried_out[{i}] = m + {sum};");
-            let _ =
-                writeln!(t, "            if (taken{i}) fwp_carry{i}(m, at);\n            else fwp_carry_unchanged{i}(m, at);");
-        }
-        if t.is_empty() { t } else { format!("        if ({}) {{\n{t}        }}\n", is_anew()) }
-    }
-
     /// Gradients of kept values at step t; zeros of ours where there are none.
-    fn kept_gradients(&self) -> Result<String, String> {
+    pub(super) fn kept_gradients(&self, used: Used<'_>) -> Result<String, String> {
         let mut t = String::new();
-        for (i, p) in self.kept.iter().enumerate() {
+        for (i, p) in self.kept.iter().enumerate().filter(|(i, _)| used(&format!("kept_gradient{i}"))) {
             let own = self.kept_copies[i].unwrap_or(0);
             let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {}", p.elements());
             if self.direct(p) {
@@ -422,25 +364,34 @@ impl Driver<'_> {
         Ok(t)
     }
 
-    /// The steps of a segment from the last to the first.
-    fn steps_back(&self, rooms: &[Rooms], slot: usize, given: &[Given]) -> Result<String, String> {
+    /// The steps of a segment from the last to the first, of one stratum.
+    fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
+        let strata = &self.low.strata;
+        let mine = |i: usize| strata.states[i] == stratum;
         let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        let slot = if self.passing() { self.passed_room() } else { slot };
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
+        let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false)?;
-        t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, 8);
+        t += &self.bring(false, used)?;
+        t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, used, 8);
         let _ = writeln!(t, "        at->saved = {};", self.saved_at());
         if self.passing() {
             t += "        at->passed = slot;\n";
         }
-        let mut missing = Vec::new();
-        let (mut straight, mut instead) = (String::new(), String::new());
-        for i in 0..rooms.len() {
+        for i in (0..rooms.len()).filter(|i| mine(*i)) {
             let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
         }
-        t += &self.carry_anew(rooms);
+        t += &self.carry_anew(rooms, slot);
+        let mut missing = Vec::new();
+        let (mut straight, mut instead) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
+            if !mine(i) {
+                if let Some(Where::Here { tile, other }) = r.state {
+                    // Only what a step without a write is repeated with.
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                }
+                continue;
+            }
             match &r.state {
                 Some(Where::Here { tile, other }) => {
                     let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
@@ -469,13 +420,13 @@ impl Driver<'_> {
                 missing.join(" || ")
             );
         }
-        t += &self.kept_gradients()?;
+        t += &self.kept_gradients(used)?;
         for (i, g) in given.iter().enumerate() {
             let mut set = |what: &str, place: String| {
                 let _ = writeln!(t, "        at->{what}[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + {place} : 0;");
             };
             match g {
-                Given::Steps => {
+                Given::Steps if used(&format!("in_gradient{i}")) => {
                     let p = &self.arguments[i];
                     let part = self.part(p, "s->steps");
                     set("in_gradient", format!("(({part}t) * s->sequences + sequence) * {}", p.elements()));
@@ -489,12 +440,16 @@ impl Driver<'_> {
                 _ => {}
             }
         }
-        t += "        fwp_step_back(m, at);\n";
+        let _ = writeln!(t, "        fwp_step_back{stratum}(m, at);");
         let mut offset = 0;
         let (mut reset, mut gradients) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
+            if !mine(i) {
+                offset += if r.state.is_some() { n } else { 0 };
+                continue;
+            }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
             let _ = writeln!(reset, "            for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;");
             if let (Some((sum, trash)), Some(n)) = (r.carried, self.carried_room(i)) {

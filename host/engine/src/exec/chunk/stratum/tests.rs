@@ -368,3 +368,70 @@ fn long_sequences_and_float32() {
         }
     }
 }
+
+#[test]
+fn what_is_not_a_number_stays_in_its_sequence() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    for (case, kind) in cases().iter().flat_map(|c| [(c, Kind::Float), (c, Kind::Double)]) {
+        let s = Sizes { steps: 65, n: 3, rows: rows(case, 3), columns: 5 };
+        for i in 0..case.roles.len() {
+            let x = numbers(case, &s, kind, 5);
+            _ = tch::no_grad(|| x.coefficients[i].get(20).get(1).narrow(0, 0, 1).fill_(f64::NAN));
+            let (reads, last) = chunked(case, &x, &s, Steer::default(), None, None);
+            let finite = |t: &Tensor, axis: i64, n: i64| t.select(axis, n).isfinite().all().int64_value(&[]) != 0;
+            for n in [0, 2] {
+                let whole = reads.iter().all(|r| finite(r, 1, n)) && finite(&last, 0, n);
+                assert!(whole, "{}: NaN in coefficient {i} of sequence 1 comes out in sequence {n}, {kind:?}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decay_of_nothing_has_no_gradient() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let right = |c: &Case| c.reads.iter().all(|(_, q)| matches!(q, Query::Right(_)));
+    for case in cases().iter().filter(|c| c.segments.len() == 1 && right(c)) {
+        let Some((Role::Columns(..), decay)) = case.roles.iter().zip(0..).find(|(r, _)| matches!(r, Role::Columns(..))) else {
+            continue;
+        };
+        let s = Sizes { steps: 1, n: 3, rows: rows(case, 7), columns: 11 };
+        let x = numbers(case, &s, Kind::Float, 3);
+        _ = tch::no_grad(|| x.first.shallow_clone().zero_());
+        let write = Tensor::ones([1, s.n], (Kind::Bool, Device::Cpu));
+        let (mut outputs, last) = chunked(case, &x, &s, Steer::default(), Some(&write), None);
+        outputs.push(last);
+        let mut used = vec![false; case.roles.len()];
+        used[decay] = true;
+        // Not a small number: what is written has no decay behind it, so nothing may be taken from something as large.
+        let largest = gradients(&outputs, &x, &used, 4)[0].abs().max().double_value(&[]);
+        assert_eq!(largest, 0.0, "{}", case.name);
+    }
+}
+
+#[test]
+fn erasing_in_chunks_is_as_precise_as_in_steps() {
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = cases();
+    let case = all.iter().find(|c| c.name == "delta").unwrap();
+    for (columns, steps) in [(4, 129), (7, 65), (16, 129)] {
+        let s = Sizes { steps, n: 8, rows: 11, columns };
+        let (mut in_steps, mut in_chunks) = (0.0, 0.0);
+        for seed in 0..4 {
+            let length = |t: Tensor| t.square().sum(Kind::Double).double_value(&[]);
+            let (double, single) = (numbers(case, &s, Kind::Double, seed), numbers(case, &s, Kind::Float, seed));
+            let exact = Numbers {
+                coefficients: single.coefficients.iter().map(|c| c.to_kind(Kind::Double)).collect(),
+                first: single.first.to_kind(Kind::Double),
+                ..double
+            };
+            let (_, wanted) = self::steps(case, &exact, &s, None, None);
+            let (_, one) = self::steps(case, &single, &s, None, None);
+            let (_, chunk) = chunked(case, &single, &s, Steer::default(), None, None);
+            in_steps += length(one.to_kind(Kind::Double) - &wanted);
+            in_chunks += length(chunk.to_kind(Kind::Double) - &wanted);
+        }
+        let ratio: f64 = f64::sqrt(in_chunks / in_steps);
+        assert!(ratio < 4.0, "{columns} keys, {steps} steps: {ratio:.1} times the error of single steps");
+    }
+}
