@@ -276,6 +276,7 @@ fn steered_walks() {
         ("delta rnn", in_step(&support::rule::<DeltaRnn>(dims(3, 7)))),
         ("mlstm", in_step(&support::rule::<MLstm>(dims(8, 8)))),
         ("coupled", in_step(&support::rule::<Coupled>(dims(5, 3)))),
+        ("vector decay", in_step(&support::rule::<VectorDecay>(dims(7, 5)))),
     ] {
         for variant in 0..3 {
             let last = step.states.len() - 1;
@@ -381,9 +382,41 @@ fn rows_in_blocks() {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
         agree(&format!("{together} blocks a unit"), &got, &want, 1e-10);
     }
+    let step = in_step(&support::rule::<VectorDecay>(dims(64, 128)));
+    let w = draw(&step, 5, 2, 1, 0.3, 4);
+    let c = compile(&cc, &step, DOUBLE);
+    assert!(c.kernel.blocks > 1 && c.kernel.carried);
+    let want = interpreted(&step, &w);
+    for together in [1, c.kernel.blocks] {
+        let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
+        agree(&format!("vector decay, {together} blocks a unit"), &got, &want, 1e-10);
+    }
     // One step's softmax over the rows makes the next step's key: no blocks.
     let step = in_step(&support::rule::<DeltaRnn>(dims(64, 128)));
     assert_eq!(fwp_program::kernel::generate(&step, SINGLE).unwrap().blocks, 1);
+}
+
+/// Where a step only scales its states and adds to them, sums are carried and no states are kept; elsewhere they are.
+#[test]
+fn sums_in_the_place_of_states() {
+    use fwp_program::kernel::{Gradient, generate};
+    let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
+    for (step, carried) in [
+        (vector.clone(), true),
+        // The gradient of a key is a sum over the state with what the state's gradient gives.
+        (in_step(&support::rule::<GatedDelta>(dims(64, 64))), false),
+        (in_step(&support::rule::<Coupled>(dims(64, 64))), false),
+        // States that are only added to are computed back.
+        (in_step(&support::rule::<support::Delta>(dims(64, 64))), false),
+    ] {
+        let kernel = generate(&step, SINGLE).unwrap();
+        assert_eq!(kernel.carried, carried, "{}", step.name);
+        // A state is put aside every few steps at most.
+        let vectors = kernel.backward_scratch_a_step < 64 * 64 * 4 / 8;
+        assert_eq!(vectors, carried, "{}: {} bytes a step", step.name, kernel.backward_scratch_a_step);
+    }
+    let decay = vector.function.arguments.iter().position(|a| a.name == "decay").unwrap();
+    assert_eq!(generate(&vector, SINGLE).unwrap().gradients[decay], Gradient::Steps { parts: 1 });
 }
 
 // A matrix that is added to another one: the gradient of the first needs that of the second as a whole.
@@ -450,13 +483,14 @@ fn refusals() {
     assert!(why.contains("phi"), "{why}");
 }
 
-/// States that are computed back from one checkpoint to the one before lose no more than a rounding a step.
+/// States that are computed back from one checkpoint to the one before, and sums that are carried, lose no more than a rounding a step.
 #[test]
 fn long_walks_in_single_precision() {
     let Some(cc) = compiler() else { return };
     for (name, step) in [
         ("delta", in_step(&support::rule::<support::Delta>(dims(16, 16)))),
         ("gated delta", in_step(&support::rule::<GatedDelta>(dims(16, 16)))),
+        ("vector decay", in_step(&support::rule::<VectorDecay>(dims(16, 16)))),
     ] {
         let mut w = draw(&step, 400, 1, 5, 0.35, 4);
         w.interval = 100;

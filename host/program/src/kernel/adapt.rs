@@ -113,7 +113,7 @@ fn is_saved(node: &Node) -> bool {
 }
 
 /// The terms of a sum, with whether they are taken away.
-fn plain_terms(g: &Graph, n: Id, negative: bool, out: &mut Vec<(Id, bool)>) {
+pub fn plain_terms(g: &Graph, n: Id, negative: bool, out: &mut Vec<(Id, bool)>) {
     let node = &g.nodes[n];
     match node.what {
         What::Map(Fun::Add) => node.operands.iter().for_each(|o| plain_terms(g, *o, negative, out)),
@@ -250,7 +250,9 @@ pub fn state_elements(low: &Lowered) -> usize {
 
 /// Puts together sums across lanes that are added to each other: one such sum costs as much as several products.
 pub fn merge(low: &mut Lowered) {
-    let roots: Vec<Id> = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten()).copied().collect();
+    let carried = low.carried.iter().flatten().map(|c| &c.before);
+    let roots: Vec<Id> =
+        low.state_gradients.iter().chain(low.argument_gradients.iter().flatten()).chain(carried).copied().collect();
     let seen = reachable(&low.graph, roots.iter().copied());
     let mut uses = vec![0usize; low.graph.nodes.len()];
     roots.iter().for_each(|n| uses[*n] += 1);
@@ -263,6 +265,9 @@ pub fn merge(low: &mut Lowered) {
     }
     for n in low.argument_gradients.iter_mut().flatten() {
         *n = merge.node(*n);
+    }
+    for c in low.carried.iter_mut().flatten() {
+        c.before = merge.node(c.before);
     }
 }
 

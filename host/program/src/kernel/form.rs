@@ -106,7 +106,7 @@ impl Target {
 /// While a unit runs, results below the smallest normal number are zero; the mode of the calling thread is then as before.
 /// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
 /// Backward walks segments of `interval` steps from the last to the first.
-/// States are computed back from those after the segment, or again from its checkpoint and kept in `scratch`; vectors that the adjoint reads are in `saved`.
+/// States are computed back from those after the segment, or again from its checkpoint; they, or sums over them, are kept in `scratch`. Vectors that the adjoint reads are in `saved`.
 /// All entries of `in_gradient` that are not null are written in full.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -122,6 +122,9 @@ pub struct Kernel {
     pub backward_scratch_a_step: usize,
     /// Whether states are computed back: then only segments with a reset keep states in scratch.
     pub computed_back: bool,
+    /// Whether the adjoint reads sums over states in the place of states.
+    /// Then scratch holds those sums, and a state every few steps at most.
+    pub carried: bool,
     /// Elements that a block stores for the backward pass at every step.
     pub saved: usize,
     /// The gradient of every argument.

@@ -128,6 +128,12 @@ pub enum Leaf {
     StateGradient(usize),
     /// A value that the step forwards has stored for the step backwards.
     Saved(usize),
+    /// Sum over a state and its gradient after the step (see `carry`).
+    Carried(usize),
+    /// One where what is carried comes from the step after, zero where it was computed anew.
+    Follows,
+    /// A sum over a state that was taken on the way forwards through a segment.
+    Passed(usize),
     /// A value that an earlier stratum of the step back hands on.
     Handed(usize),
 }

@@ -4,6 +4,7 @@ use fwp_sdk::program::{DType, Function, NodeId, Op, Type};
 
 use super::adapt;
 use super::axes::{self, Axes};
+use super::carry::Carried;
 use super::form::InStep;
 use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
 use super::strata::Strata;
@@ -38,6 +39,11 @@ pub struct Lowered {
     pub undo: Vec<Option<Id>>,
     /// States of several axes after the step, from those before it and saved values.
     pub again: Vec<Option<Id>>,
+    /// What is carried backwards beside the gradient of a state, where that lets the adjoint do without states (see `carry`).
+    pub carried: Vec<Option<Carried>>,
+    /// Values that the adjoint reads as leaves and that are computed from states on the way forwards through a segment: leaf and value.
+    /// With any of them, the adjoint reads no state of several axes.
+    pub passed: Vec<(Id, Id)>,
     /// Parts of the step back; one before `strata::divide`.
     pub strata: Strata,
 }
@@ -147,6 +153,8 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
         saved: Vec::new(),
         undo,
         again: Vec::new(),
+        carried: Vec::new(),
+        passed: Vec::new(),
         strata: Strata::default(),
         graph: l.graph,
     })

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`form`] | the agreement with the engine that runs kernels |
 //! | `axes`, `graph`, `lower` | the step and its adjoint as sums and products over named axes |
+//! | `carry` | gradients of decays without the states themselves |
 //! | `adapt` | what is stored for the adjoint, which gradients are products, which axis is split |
 //! | `strata` | parts of the step back that are walked one after the other |
 //! | `nests` | the loop form: sweeps over rows and passes within them |
@@ -13,10 +14,13 @@
 //!
 //! With K steps between checkpoints and T steps in all, T / K + 1 states are kept by the forward pass, and of every step the vectors
 //! that the adjoint reads, so that the backward pass repeats no sum over a state.
-//! States that a step only adds to are computed back while a segment is walked back; of others K are in scratch.
+//! States that a step only adds to are computed back while a segment is walked back.
+//! Where the adjoint needs sums over a state alone, these are taken on a walk forwards through the segment and K vectors are in scratch.
+//! Of all other states K are in scratch.
 
 mod adapt;
 mod axes;
+mod carry;
 mod driver;
 pub mod form;
 mod graph;
@@ -57,6 +61,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
     let prepared = |rows: Option<(usize, usize)>| -> Result<lower::Lowered, String> {
         let mut low = lower::lower(step, rows)?;
         adapt::save(&mut low);
+        carry::carry(&mut low);
         adapt::merge(&mut low);
         adapt::factor(step, &mut low);
         Ok(low)

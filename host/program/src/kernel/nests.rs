@@ -21,6 +21,10 @@ pub enum Dest {
     Kept(usize),
     /// Stored for the step backwards.
     Saved(usize),
+    /// A sum over a state, for the step backwards.
+    Passed(usize),
+    /// A sum over a state and its gradient before the step.
+    Carried(usize),
     /// Handed on to later strata of the step back.
     Handed(usize),
     /// Gradient of an argument.
@@ -225,7 +229,7 @@ impl Arranger<'_> {
         }
         // Small states are put aside and copied at the end; large ones are replaced where they are read last.
         for (i, o) in self.outputs.iter().enumerate() {
-            if matches!(o.dest, Dest::State(_) | Dest::StateGradient(_)) && o.axes.len() <= 1 {
+            if matches!(o.dest, Dest::State(_) | Dest::StateGradient(_) | Dest::Carried(_)) && o.axes.len() <= 1 {
                 self.late.insert(i);
             }
         }

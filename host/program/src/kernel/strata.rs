@@ -40,7 +40,8 @@ pub struct Strata {
 
 /// Divides the step back into strata.
 pub fn divide(low: &mut Lowered, bytes: usize) {
-    let mut states = components(low, bytes);
+    // Where the step back reads no states, there is half as much to walk through.
+    let mut states = if low.carried.is_empty() { components(low, bytes) } else { vec![0; low.states.len()] };
     loop {
         let mut graph = low.graph.clone();
         match Division::new(&mut graph, low, states.clone()).divided() {

@@ -194,8 +194,13 @@ impl Walk {
 
     /// Steps between two checkpoints: as many as have their scratch in a quarter of the second-level cache, at least a quarter of the root of all.
     /// States that are computed back leave that scratch alone but for resets, and may have all of the cache.
+    /// Where only sums are kept, what the steps read stays in the cache beside them, and is several times as much.
     fn interval(self, built: &Built) -> i64 {
-        let share = if built.kernel.computed_back { 1 } else { 4 };
+        let share = match (built.kernel.computed_back, built.kernel.carried) {
+            (true, _) => 1,
+            (_, true) => 16,
+            _ => 4,
+        };
         let fits = second_level_cache() / share / built.kernel.backward_scratch_a_step.max(1);
         let least = ((self.steps as f64).sqrt() / 4.0).ceil() as i64;
         i64::try_from(fits).unwrap_or(i64::MAX).max(least).clamp(1, self.steps)

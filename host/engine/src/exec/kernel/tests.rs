@@ -68,6 +68,7 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         backward_scratch: 3 * block + 2 * dv * size,
         backward_scratch_a_step: block.max(super::buffers::second_level_cache() / 4 / interval),
         computed_back: false,
+        carried: false,
         saved: 0,
         gradients: vec![
             Gradient::Steps { parts: blocks },

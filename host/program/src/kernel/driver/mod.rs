@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use fwp_sdk::program::{DType, Type};
 
+use super::carry::Carried;
 use super::form::{InStep, Kernel, Real, Target};
 use super::graph::{Axis, Dtype, Graph, Id};
 use super::layout::Layouts;
@@ -14,6 +15,7 @@ use super::print::Memory;
 
 mod ports;
 mod routines;
+mod sums;
 mod walks;
 
 /// A value that comes from or goes to the caller's memory, row-major and without padding.
@@ -168,7 +170,8 @@ impl Driver<'_> {
         self.kept_copies.clear();
         self.allocate_copies();
         let (given, gradients) = self.gradients();
-        let strata = &self.low.strata;
+        let low = self.low;
+        let strata = &low.strata;
         let mut back: Vec<Vec<Output>> = vec![Vec::new(); strata.count];
         for (i, n) in self.low.state_gradients.iter().enumerate() {
             back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
@@ -195,12 +198,31 @@ impl Driver<'_> {
         for (k, h) in strata.handed.iter().enumerate() {
             back[h.stratum].push(Output { node: h.node, axes: self.g().axes(h.node).to_vec(), dest: Dest::Handed(k) });
         }
-        let again = self.routine(self.outputs(false, &self.low.again), &given)?;
+        let carried: Vec<(usize, &Carried)> =
+            low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))).collect();
+        let output = |d: &Self, i: usize, n: Id| Output { node: n, axes: d.g().axes(n).to_vec(), dest: Dest::Carried(i) };
+        for (i, c) in &carried {
+            back[strata.states[*i]].push(output(self, *i, c.before));
+        }
+        let mut forwards = self.outputs(false, &self.low.again);
+        forwards.extend(self.low.passed.iter().enumerate().map(|(k, (_, n))| Output {
+            node: *n,
+            axes: self.g().axes(*n).to_vec(),
+            dest: Dest::Passed(k),
+        }));
+        let again = self.routine(forwards, &given)?;
         let again_text = if self.low.again.iter().any(Option::is_some) {
             self.function("fwp_step_again", &again, false)
         } else {
             String::new()
         };
+        let mut carry_text = String::new();
+        for (i, c) in carried {
+            for (name, n) in [("fwp_carry", c.anew), ("fwp_carry_unchanged", c.unchanged)] {
+                let routine = self.routine(vec![output(self, i, n)], &given)?;
+                carry_text += &self.function(&format!("{name}{i}"), &routine, true);
+            }
+        }
         let mut adjoint_texts = Vec::new();
         let mut operations = 0;
         for (k, outputs) in back.into_iter().enumerate() {
@@ -208,7 +230,9 @@ impl Driver<'_> {
             operations += adjoint.operations;
             adjoint_texts.push(self.function(&format!("fwp_step_back{k}"), &adjoint, true));
         }
-        let (walk, a_step) = self.backward_walk(&given, &again_text, &adjoint_texts)?;
+        // What a step back may call besides.
+        let others = if self.passing() { &carry_text } else { &again_text };
+        let (walk, a_step) = self.backward_walk(&given, others, &adjoint_texts)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
@@ -223,7 +247,7 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text].into_iter().chain(&adjoint_texts).chain([&walk]) {
+        for part in [&forward_text, &forward_walk, &again_text, &carry_text].into_iter().chain(&adjoint_texts).chain([&walk]) {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -234,6 +258,7 @@ impl Driver<'_> {
             backward_scratch: backward_bytes,
             backward_scratch_a_step: a_step * self.lay.bytes,
             computed_back,
+            carried: self.passing(),
             saved: self.saved_room(),
             gradients,
             operations: [forward.operations, repeated + operations],

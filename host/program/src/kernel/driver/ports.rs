@@ -17,6 +17,28 @@ pub(super) enum Way {
     Add,
 }
 
+/// Which walk asks for what it reads and writes.
+#[derive(Clone, Copy)]
+pub(super) enum Foresee<'a> {
+    /// Forwards.
+    Forward,
+    /// Forwards again, for the sums that the steps back read.
+    Again,
+    /// Back, with how gradients are handed over.
+    Back(&'a [Given]),
+    /// Back, where the walk forwards again has just read everything.
+    Gradients(&'a [Given]),
+}
+
+impl<'a> Foresee<'a> {
+    fn given(self) -> Option<&'a [Given]> {
+        match self {
+            Foresee::Back(given) | Foresee::Gradients(given) => Some(given),
+            Foresee::Forward | Foresee::Again => None,
+        }
+    }
+}
+
 /// Whether a name stands in the text of the routines that a walk calls.
 pub(super) type Used<'a> = &'a dyn Fn(&str) -> bool;
 
@@ -48,6 +70,9 @@ impl Driver<'_> {
             Leaf::KeptGradient(i) => Place::lanes(format!("kept_gradient{i}")),
             Leaf::StateGradient(i) => Place::lanes(format!("state_gradient{i}")),
             Leaf::Saved(k) => Place::lanes(format!("saved{k}")),
+            Leaf::Carried(i) => Place::lanes(format!("carried{i}")),
+            Leaf::Follows => Place::lanes("follows"),
+            Leaf::Passed(k) => Place::lanes(format!("passed{k}")),
             Leaf::Handed(k) => Place::lanes(format!("handed{k}")),
             Leaf::Index => Place::lanes("index"),
         }
@@ -166,7 +191,8 @@ impl Driver<'_> {
     }
 
     /// Asks for what the step after next reads and writes: steps of one sequence lie apart, and no hardware foresees them well.
-    pub(super) fn foresee(&self, given: Option<&[Given]>, used: Used<'_>, indent: usize) -> String {
+    pub(super) fn foresee(&self, walk: Foresee<'_>, used: Used<'_>, indent: usize) -> String {
+        let (given, read) = (walk.given(), !matches!(walk, Foresee::Gradients(_)));
         let mut lines: Vec<(String, usize, bool)> = Vec::new();
         // Of a value that is split, this block's rows: they lie together where the split axis is the first.
         let rows = |p: &Port, bytes: usize| match (self.split, p.dims.first()) {
@@ -180,7 +206,7 @@ impl Driver<'_> {
             if self.step.per[i] == Per::Step && bytes <= MOST_FORESEEN {
                 let ty = c_type(p.dtype);
                 let from = format!("(const {ty} *)s->in[{i}] + ahead * s->in_step[{i}] + sequence * s->in_sequence[{i}]{row}");
-                if used(&format!("in{i}")) {
+                if read && used(&format!("in{i}")) {
                     lines.push((from, bytes, false));
                 }
                 if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i))
@@ -196,10 +222,13 @@ impl Driver<'_> {
             let (row, bytes) = rows(p, p.elements() * self.lay.bytes);
             if bytes <= MOST_FORESEEN && used(&format!("kept_gradient{i}")) {
                 let at = format!("(ahead * s->sequences + sequence) * {}{row}", p.elements());
-                lines.push(match given {
-                    Some(_) => (format!("s->kept_gradient[{i}] ? s->kept_gradient[{i}] + {at} : m"), bytes, false),
-                    None => (format!("s->kept[{i}] + {at}"), bytes, true),
-                });
+                match walk {
+                    Foresee::Forward => lines.push((format!("s->kept[{i}] + {at}"), bytes, true)),
+                    Foresee::Again | Foresee::Back(_) => {
+                        lines.push((format!("s->kept_gradient[{i}] ? s->kept_gradient[{i}] + {at} : m"), bytes, false));
+                    }
+                    Foresee::Gradients(_) => {}
+                }
             }
         }
         let mut t = String::new();

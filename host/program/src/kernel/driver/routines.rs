@@ -21,6 +21,7 @@ impl Driver<'_> {
                 Dest::StateGradient(k) if !nests.late.contains(&i) => Place::lanes(format!("state_gradient_out{k}")),
                 Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
+                Dest::Passed(k) => Place::lanes(format!("passed{k}")),
                 Dest::Handed(k) => Place::lanes(format!("handed{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
@@ -43,6 +44,9 @@ impl Driver<'_> {
                             let _ =
                                 writeln!(after, "    __builtin_memcpy(state_gradient_out{k}, m + {at}, {room} * sizeof(real));");
                         }
+                        Dest::Carried(k) => {
+                            let _ = writeln!(after, "    __builtin_memcpy(carried_out{k}, m + {at}, {room} * sizeof(real));");
+                        }
                         Dest::Kept(k) => {
                             let p = &self.kept[k];
                             let own = format!("(m + {at})");
@@ -56,7 +60,7 @@ impl Driver<'_> {
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Handed(_) => {}
+                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Passed(_) | Dest::Handed(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -143,6 +147,7 @@ impl Driver<'_> {
                 line(&format!("right{i}"), format!("real *const right{i} = at->right[{i}]; (void)right{i};"));
             }
         }
+        line("follows", "const real *const follows = at->follows; (void)follows;".into());
         for i in 0..self.states.len() {
             line(&format!("state{i}"), format!("const real *const state{i} = at->state[{i}]; (void)state{i};"));
             line(&format!("next{i}"), format!("real *const next{i} = at->next[{i}]; (void)next{i};"));
@@ -157,6 +162,11 @@ impl Driver<'_> {
                     &format!("state_gradient_out{i}"),
                     format!("real *const state_gradient_out{i} = at->state_gradient_out[{i}]; (void)state_gradient_out{i};"),
                 );
+                line(&format!("carried{i}"), format!("const real *const carried{i} = at->carried[{i}]; (void)carried{i};"));
+                line(
+                    &format!("carried_out{i}"),
+                    format!("real *const carried_out{i} = at->carried_out[{i}]; (void)carried_out{i};"),
+                );
             }
         }
         for i in 0..self.kept.len() {
@@ -166,8 +176,9 @@ impl Driver<'_> {
                 format!("const real *const kept_gradient{i} = at->kept_gradient[{i}]; (void)kept_gradient{i};"),
             );
         }
+        let passed: Vec<Id> = self.low.passed.iter().map(|p| p.1).collect();
         let handed: Vec<Id> = self.low.strata.handed.iter().map(|h| h.node).collect();
-        for (name, values) in [("saved", &self.saved), ("handed", &handed)] {
+        for (name, values) in [("saved", &self.saved), ("passed", &passed), ("handed", &handed)] {
             let mut offset = 0;
             for (k, n) in values.iter().enumerate() {
                 line(&format!("{name}{k}"), format!("real *const {name}{k} = at->{name} + {offset}; (void){name}{k};"));
@@ -184,13 +195,18 @@ impl Driver<'_> {
         self.saved.iter().map(|n| self.vector_room(*n)).sum()
     }
 
+    /// Elements of the sums over states of one step.
+    pub(super) fn passed_room(&self) -> usize {
+        self.low.passed.iter().map(|p| self.vector_room(p.1)).sum()
+    }
+
     /// Elements of what the strata of a step back hand on.
     pub(super) fn handed_room(&self) -> usize {
         self.low.strata.handed.iter().map(|h| self.vector_room(h.node)).sum()
     }
 
     /// Elements of a value among others that are stored one after the other.
-    fn vector_room(&self, n: Id) -> usize {
+    pub(super) fn vector_room(&self, n: Id) -> usize {
         self.lay.room(self.g(), self.g().axes(n)).next_multiple_of(16)
     }
 

@@ -5,7 +5,8 @@
 
 use std::fmt::Write;
 
-use super::ports::{ALL, Used, Way};
+use super::ports::{ALL, Foresee, Used, Way};
+use super::sums::MARKED;
 use super::{Driver, Given};
 use crate::kernel::graph::Axis;
 
@@ -13,23 +14,38 @@ use crate::kernel::graph::Axis;
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
 
 /// Where a state of several axes is while a segment is walked back.
-enum Where {
+pub(super) enum Where {
     /// Here, computed back at every step; beside it a place for what a step without a write would give.
     Here { tile: usize, other: usize },
     /// Here in the slot of its step.
     Slot(usize),
+    /// Here on the way forwards through the segment; the steps back do not read it. `mark` is the first place where it is put aside.
+    Passing { tile: usize, mark: usize },
+}
+
+/// Elements of scratch of one step of a segment.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    /// Of its states, or of sums over them, which come first.
+    pub states: usize,
+    /// With what the strata hand on.
+    pub all: usize,
+    /// Where a one is in the block's own memory.
+    pub one: usize,
 }
 
 /// What a walk back keeps of a state.
-struct Rooms {
-    gradient: usize,
-    zeros: usize,
+pub(super) struct Rooms {
+    pub gradient: usize,
+    pub zeros: usize,
     /// For what is not wanted.
-    trash: usize,
+    pub trash: usize,
     /// Gradient of the state after a reset.
-    fresh: usize,
+    pub fresh: usize,
     /// None of small states: they are among the saved values.
-    state: Option<Where>,
+    pub state: Option<Where>,
+    /// A sum that is carried beside the gradient, and what is not wanted of it.
+    pub carried: Option<(usize, usize)>,
 }
 
 impl Driver<'_> {
@@ -46,12 +62,14 @@ impl Driver<'_> {
             ("real *before", states),
             ("const real *state_gradient", states),
             ("real *state_gradient_out", states),
+            ("const real *carried", states),
+            ("real *carried_out", states),
             ("real *kept", kept),
             ("const real *kept_gradient", kept),
         ] {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved, *handed;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *passed, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -120,7 +138,7 @@ impl Driver<'_> {
     }
 
     /// Whether state i takes its new value at a step.
-    fn taken(&self, i: usize) -> String {
+    pub(super) fn taken(&self, i: usize) -> String {
         let s = &self.step.states[i];
         let mut parts = Vec::new();
         if s.state.held > 1 {
@@ -133,12 +151,12 @@ impl Driver<'_> {
     }
 
     /// Between memory of ours and the states of a sequence.
-    fn state_of_sequence(&self, i: usize, own: &str, list: &str, way: Way, indent: usize) -> Result<String, String> {
+    pub(super) fn state_of_sequence(&self, i: usize, own: &str, list: &str, way: Way, indent: usize) -> Result<String, String> {
         self.state_transfer(i, own, &format!("{list}[{i}] + sequence * {}", self.states[i].elements()), way, indent)
     }
 
     /// Where the saved values of step t are.
-    fn saved_at(&self) -> String {
+    pub(super) fn saved_at(&self) -> String {
         format!("s->saved + ((sequence * {} + block) * s->steps + t) * {}", self.blocks(), self.saved_room())
     }
 
@@ -167,7 +185,7 @@ impl Driver<'_> {
         }
         t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
         t += &self.bring(false, ALL)?;
-        t += &self.foresee(None, ALL, 8);
+        t += &self.foresee(Foresee::Forward, ALL, 8);
         for (i, place) in states.iter().enumerate() {
             let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
         }
@@ -189,22 +207,31 @@ impl Driver<'_> {
         Ok(t + &self.entry("forward", false))
     }
 
-    /// The text of the walk back, and elements of scratch for every step of the interval; `again` and `back` are the texts of the routines.
-    pub(super) fn backward_walk(&mut self, given: &[Given], again: &str, back: &[String]) -> Result<(String, usize), String> {
+    /// The text of the walk back, and elements of scratch for every step of the interval; `back` are the texts of the routines
+    /// of the strata, `others` is that of those which they call besides.
+    pub(super) fn backward_walk(&mut self, given: &[Given], others: &str, back: &[String]) -> Result<(String, usize), String> {
         let mut rooms = Vec::new();
-        let mut slot = 0;
+        let passing = self.passing();
+        let mut slot = if passing { self.passed_room() } else { 0 };
+        let (mut marks, one) = (0, self.memory_take(1));
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
             let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
                 (None, _) => None,
                 (_, Some(_)) => Some(Where::Here { tile: self.memory_take(n), other: self.memory_take(n) }),
+                (_, None) if passing => Some(Where::Passing { tile: self.memory_take(n), mark: self.memory_take(n) }),
                 (_, None) => Some(Where::Slot(slot)),
             };
-            if state.is_some() {
+            if state.is_some() && !passing {
                 slot += n;
+            }
+            let carried = self.carried_room(i).map(|n| (self.memory_take(n), self.memory_take(n)));
+            if carried.is_some() {
+                marks += n.div_ceil(MARKED);
             }
             rooms.push(Rooms {
                 state,
+                carried,
                 gradient: self.memory_take(n),
                 zeros: self.memory_take(n),
                 trash: self.memory_take(n),
@@ -218,14 +245,17 @@ impl Driver<'_> {
             let text = self.state_of_sequence(i, &own, "s->end_gradient", Way::In, 8)?;
             let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{\n{text}    }}");
         }
-        let _ = writeln!(t, "    at->adds = block % s->together != 0;\n}}\n");
+        let _ = writeln!(t, "    m[{one}] = 1;\n    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
-        if slot > 0 {
-            t += &self.states_of_segment(&rooms, slot)?;
+        let slot = Slot { states: slot, all: slot + self.handed_room(), one };
+        if passing {
+            t += &self.sums_of_segment(&rooms, slot)?;
+        } else if slot.states > 0 {
+            t += &self.states_of_segment(&rooms, slot.all)?;
         }
         for (stratum, text) in back.iter().enumerate() {
-            let used = |name: &str| text.contains(name) || again.contains(name);
+            let used = |name: &str| text.contains(name) || others.contains(name);
             t += &self.steps_back(&rooms, slot, given, stratum, &used)?;
         }
         let _ = writeln!(t, "}}\n\nstatic void fwp_backward_end({GIVEN})\n{{");
@@ -248,7 +278,7 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        Ok((t + &self.entry("backward", true), slot + self.handed_room()))
+        Ok((t + &self.entry("backward", true), slot.all + marks))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
@@ -264,7 +294,7 @@ impl Driver<'_> {
             let (own, which) = match &r.state {
                 Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "begin / s->interval + !again"),
                 Some(Where::Slot(at)) => (format!("(slots + {at})"), "begin / s->interval"),
-                None => continue,
+                Some(Where::Passing { .. }) | None => continue,
             };
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
         }
@@ -281,7 +311,7 @@ impl Driver<'_> {
                     format!("(m + {tile})")
                 }
                 Some(Where::Slot(at)) => format!("(slot + {at})"),
-                None => continue,
+                Some(Where::Passing { .. }) | None => continue,
             };
             offset += self.state_rooms[i];
             t += &self.state_of_sequence(i, &to, "s->fresh", Way::In, 12)?;
@@ -307,68 +337,15 @@ impl Driver<'_> {
                     let _ =
                         writeln!(t, "            __builtin_memcpy(slot + {next}, slot + {at}, {n} * sizeof(real));\n        }}");
                 }
-                None => {}
+                Some(Where::Passing { .. }) | None => {}
             }
         }
         Ok(t + "        fwp_step_again(m, at);\n    }\n")
     }
 
-    /// The steps of a segment from the last to the first, of one stratum.
-    fn steps_back(
-        &self,
-        rooms: &[Rooms],
-        slot: usize,
-        given: &[Given],
-        stratum: usize,
-        used: Used<'_>,
-    ) -> Result<String, String> {
-        let strata = &self.low.strata;
-        let mine = |i: usize| strata.states[i] == stratum;
-        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
-        if self.handed_room() > 0 {
-            // What is handed on lies together, behind the states of all steps.
-            let _ = writeln!(t, "        at->handed = slots + s->interval * {slot} + (t - begin) * {};", self.handed_room());
-        }
-        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
-        t += &self.bring(false, used)?;
-        t += &self.foresee(Some(given), used, 8);
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
-        let mut missing = Vec::new();
-        let (mut straight, mut instead) = (String::new(), String::new());
-        for (i, r) in rooms.iter().enumerate() {
-            if !mine(i) {
-                if let Some(Where::Here { tile, other }) = r.state {
-                    // Only what a step without a write is repeated with.
-                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
-                }
-                continue;
-            }
-            let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
-            match &r.state {
-                Some(Where::Here { tile, other }) => {
-                    let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
-                    missing.push(format!("!taken{i}"));
-                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
-                    let _ = writeln!(instead, "            if (!taken{i}) at->after[{i}] = at->before[{i}] = m + {other};");
-                }
-                Some(Where::Slot(at)) => {
-                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
-                }
-                None => {}
-            }
-            let to = |own: usize| format!("taken{i} ? m + {} : m + {own}", r.gradient);
-            let _ = writeln!(t, "        at->state_gradient[{i}] = {};", to(r.zeros));
-            let _ = writeln!(t, "        at->state_gradient_out[{i}] = {};", to(r.trash));
-        }
-        if !missing.is_empty() {
-            // A state that is not written is the same before and after the step: what the step would have made of it has to be computed.
-            let _ = writeln!(
-                t,
-                "        if ({}) {{\n{straight}            fwp_step_again(m, at);\n{instead}        }}",
-                missing.join(" || ")
-            );
-        }
+    /// Gradients of kept values at step t; zeros of ours where there are none.
+    pub(super) fn kept_gradients(&self, used: Used<'_>) -> Result<String, String> {
+        let mut t = String::new();
         for (i, p) in self.kept.iter().enumerate().filter(|(i, _)| used(&format!("kept_gradient{i}"))) {
             let own = self.kept_copies[i].unwrap_or(0);
             let theirs = format!("s->kept_gradient[{i}] + (t * s->sequences + sequence) * {}", p.elements());
@@ -384,6 +361,68 @@ impl Driver<'_> {
                 let _ = writeln!(t, "        at->kept_gradient[{i}] = m + {own};");
             }
         }
+        Ok(t)
+    }
+
+    /// The steps of a segment from the last to the first, of one stratum.
+    fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
+        let strata = &self.low.strata;
+        let mine = |i: usize| strata.states[i] == stratum;
+        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
+        if self.handed_room() > 0 {
+            let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
+        }
+        t += "        at->index = s->index ? s->index[t * s->sequences + sequence] : t;\n";
+        t += &self.bring(false, used)?;
+        t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, used, 8);
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        if self.passing() {
+            t += "        at->passed = slot;\n";
+        }
+        for i in (0..rooms.len()).filter(|i| mine(*i)) {
+            let _ = writeln!(t, "        const int taken{i} = {};", self.taken(i));
+        }
+        t += &self.carry_anew(rooms, slot);
+        let mut missing = Vec::new();
+        let (mut straight, mut instead) = (String::new(), String::new());
+        for (i, r) in rooms.iter().enumerate() {
+            if !mine(i) {
+                if let Some(Where::Here { tile, other }) = r.state {
+                    // Only what a step without a write is repeated with.
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                }
+                continue;
+            }
+            match &r.state {
+                Some(Where::Here { tile, other }) => {
+                    let _ = writeln!(t, "        at->after[{i}] = at->before[{i}] = m + {tile};");
+                    missing.push(format!("!taken{i}"));
+                    let _ = writeln!(straight, "            at->state[{i}] = m + {tile}, at->next[{i}] = m + {other};");
+                    let _ = writeln!(instead, "            if (!taken{i}) at->after[{i}] = at->before[{i}] = m + {other};");
+                }
+                Some(Where::Slot(at)) => {
+                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
+                }
+                Some(Where::Passing { .. }) | None => {}
+            }
+            let to = |own: usize| format!("taken{i} ? m + {} : m + {own}", r.gradient);
+            let _ = writeln!(t, "        at->state_gradient[{i}] = {};", to(r.zeros));
+            let _ = writeln!(t, "        at->state_gradient_out[{i}] = {};", to(r.trash));
+            if let Some((sum, trash)) = r.carried {
+                let _ = writeln!(t, "        at->carried[{i}] = taken{i} ? m + {sum} : m + {};", r.zeros);
+                let _ = writeln!(t, "        at->carried_out[{i}] = taken{i} ? m + {sum} : m + {trash};");
+            }
+        }
+        if !missing.is_empty() {
+            // A state that is not written is the same before and after the step: what the step would have made of it has to be computed.
+            let _ = writeln!(
+                t,
+                "        if ({}) {{\n{straight}            fwp_step_again(m, at);\n{instead}        }}",
+                missing.join(" || ")
+            );
+        }
+        t += &self.kept_gradients(used)?;
         for (i, g) in given.iter().enumerate() {
             let mut set = |what: &str, place: String| {
                 let _ = writeln!(t, "        at->{what}[{i}] = s->in_gradient[{i}] ? s->in_gradient[{i}] + {place} : 0;");
@@ -415,6 +454,11 @@ impl Driver<'_> {
             }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
             let _ = writeln!(reset, "            for (int i = 0; i < {n}; i++) m[{fresh} + i] += m[{g} + i], m[{g} + i] = 0;");
+            if let (Some((sum, trash)), Some(n)) = (r.carried, self.carried_room(i)) {
+                let _ =
+                    writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{sum} + i] += m[{trash} + i];");
+                let _ = writeln!(reset, "            __builtin_memset(m + {sum}, 0, {n} * sizeof(real));");
+            }
             if let Some(Where::Here { tile, .. }) = r.state {
                 let _ =
                     writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, slot + {offset}, {n} * sizeof(real));");
