@@ -59,34 +59,6 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A table of at most `width` columns, where the words of its last column allow it: a long cell goes on below itself.
-pub fn table_within(headers: &[&str], rows: &[Vec<String>], width: usize) -> String {
-    let last = headers.len().saturating_sub(1);
-    let widest = |column: usize| {
-        let cells = rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
-        cells.chain([headers[column].chars().count()]).max().unwrap_or_default()
-    };
-    let before: usize = (0..last).map(|c| widest(c) + 2).sum();
-    // A column narrower than this is worse to read than a line that is too long.
-    let room = width.saturating_sub(before).max(16);
-    let mut broken: Vec<Vec<String>> = Vec::new();
-    for row in rows {
-        let cell = wrapped(row.get(last).map_or("", String::as_str), room);
-        let mut lines = cell.lines();
-        let mut first = row.clone();
-        if let Some(cell) = first.get_mut(last) {
-            *cell = lines.next().unwrap_or_default().to_string();
-        }
-        broken.push(first);
-        broken.extend(lines.map(|line| {
-            let mut more = vec![String::new(); last];
-            more.push(line.to_string());
-            more
-        }));
-    }
-    table(headers, &broken)
-}
-
 /// Lines moved to the right.
 pub fn indented(text: &str, by: usize) -> String {
     let lines = text.lines().map(|l| if l.is_empty() { String::new() } else { format!("{:by$}{l}", "") });
@@ -161,13 +133,6 @@ mod tests {
         assert_eq!(wrapped("  unbreakableword x", 8), "  unbreakableword\n  x");
         assert_eq!(wrapped("  ⊗⊗⊗⊗ ⊗⊗", 6), "  ⊗⊗⊗⊗\n  ⊗⊗");
         assert_eq!(wrapped("unbreakableword", 8), "unbreakableword");
-    }
-
-    #[test]
-    fn long_cells_go_on_below_themselves() {
-        let rows = [vec!["a".into(), "words that do not fit into it".into()], vec!["b".into(), "few".into()]];
-        let text = table_within(&["K", "MEANING"], &rows, 27);
-        assert_eq!(text, "K  MEANING\na  words that do not fit\n   into it\nb  few\n");
     }
 
     #[test]

@@ -485,13 +485,12 @@ fn text(shown: &Shown, info: &PartInfo, program: &Program, found: Option<&Analys
     if info.fields.is_empty() {
         text += "  nothing to configure\n";
     } else {
-        let rows: Vec<Vec<String>> = info
-            .fields
-            .iter()
-            .map(|f| vec![f.name.clone(), f.default.to_string(), f.kind.clone(), f.doc.trim().into()])
-            .collect();
-        text += &output::indented(&output::table_within(&["KEY", "DEFAULT", "KIND", "MEANING"], &rows, WIDTH - 2), 2);
-        text.push('\n');
+        // A key a paragraph: kinds and meanings are too long for columns.
+        for f in &info.fields {
+            let default = if f.default.is_null() { "absent".to_string() } else { f.default.to_string() };
+            text += &format!("{}\n", paragraph(&format!("{} = {default}: {}", f.name, f.kind), 2));
+            text += &format!("{}\n", paragraph(&f.doc.split_whitespace().collect::<Vec<_>>().join(" "), 6));
+        }
     }
     if program.kind == Kind::UpdateRule {
         text += &format!("\nSignature ({})\n", shown.example);
