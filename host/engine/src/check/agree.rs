@@ -79,7 +79,7 @@ fn allowed(of_reference: f64) -> [f64; 2] {
     [(FACTOR * of_reference).max(FLOOR), double]
 }
 
-/// How much larger an error over so many elements or places may be: luck evens out with their number only.
+/// How much larger the error of a small tensor over so many places may be: luck evens out with their number only.
 fn luck(count: usize) -> f64 {
     1.0 + 2.0 / (count.max(1) as f64).sqrt()
 }
@@ -205,7 +205,7 @@ pub(super) fn agreement(trial: &Trial<'_>) -> Result<Report> {
                 if small {
                     pooled.entry(name.clone()).or_default().add(exact, [single, moved, got, got_double])?;
                 }
-                let luck = if small { LUCK } else { luck(exact.numel()) };
+                let luck = if small { LUCK } else { 1.0 };
                 let bounds_of = |y: &Yardstick| allowed(y.of(name)).map(|b| luck * b);
                 let mut bounds = bounds_of(&yardstick);
                 if (0..2).any(|k| errors[k] > bounds[k]) && !yardstick.thorough {
