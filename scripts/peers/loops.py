@@ -244,7 +244,7 @@ def log_linear(x: Inputs) -> Tensor:
 
     def step(state: Any, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, a: Tensor) -> Tuple[Any, Tensor]:
         at, levels = state
-        into = ((at + 1) & -(at + 1)).bit_length()
+        into = (at & -at).bit_length()
         flows = [s for s in levels[: into + 1] if s is not None]
         levels = [None] * into + [sum(flows[1:], flows[0]) if flows else None] + levels[into + 1 :]
         levels = [s if s is None else a * s for s in levels]
@@ -357,7 +357,7 @@ CASES: Dict[str, Case] = {
         },
     ),
     "log-linear": Case(
-        log_linear, lambda d, t: {**qkv(d), "lambda": ("gate", (t.bit_length() + 1,)), "alpha": ("gate", ())}
+        log_linear, lambda d, t: {**qkv(d), "lambda": ("gate", ((t - 1).bit_length() + 1,)), "alpha": ("gate", ())}
     ),
     "mesa": Case(mesa, lambda d, t: {**qkv(d), **gates("gamma", "beta"), "param.lambda": ("small", (d,))}),
 }
