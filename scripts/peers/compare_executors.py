@@ -18,10 +18,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from compare_text import BUSY, BUSY_BEFORE, BUSY_DURING, FAILED, ZOO, Failure, Others, output_of, processor, spread
+from compare_text import BUSY, BUSY_BEFORE, BUSY_DURING, FAILED, ZOO, Failure, Others, machine_before, output_of, processor, spread
 
 HERE = pathlib.Path(__file__).resolve().parent
 Json = Dict[str, Any]
@@ -344,17 +343,15 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.check:
         return 0
-    load_average, others = os.getloadavg()[0], Others()
-    time.sleep(2)
-    busy = others.load()
+    state = machine_before("compare-executors", arguments.anyway)
+    if state is None:
+        return BUSY
+    load_average, busy = state
     if busy > BUSY_BEFORE:
         print(
-            f"compare-executors: others keep {busy:.2f} processors busy (load average {load_average:.2f}): "
-            + ("measuring anyway" if arguments.anyway else "wait until the machine is idle, or measure --anyway"),
+            f"compare-executors: others keep {busy:.2f} processors busy (load average {load_average:.2f}): measuring anyway",
             file=sys.stderr,
         )
-        if not arguments.anyway:
-            return BUSY
     run, cases, failed = Run(arguments), [], []
     for name in arguments.cases:
         try:

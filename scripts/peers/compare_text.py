@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 ZOO = HERE.parent.parent / "zoo"
@@ -67,6 +67,21 @@ class Others:
         """The mean so far."""
         began, busy = self.start
         return max(0.0, busy_seconds() - own_seconds() - busy) / (time.monotonic() - began)
+
+
+def machine_before(program: str, anyway: bool) -> Optional[Tuple[float, float]]:
+    """The load average and what others keep busy, watched for a while; nothing, and why on stderr, where that is too much."""
+    load_average, others = os.getloadavg()[0], Others()
+    time.sleep(2)
+    busy = others.load()
+    if busy > BUSY_BEFORE and not anyway:
+        print(
+            f"{program}: others keep {busy:.2f} processors busy (load average {load_average:.2f}): "
+            "wait until the machine is idle, or measure --anyway",
+            file=sys.stderr,
+        )
+        return None
+    return load_average, busy
 
 
 def output_of(command: List[str], environment: Dict[str, str]) -> str:
@@ -218,16 +233,10 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.check:
         return 0
-    load_average, others = os.getloadavg()[0], Others()
-    time.sleep(2)
-    busy = others.load()
-    if busy > BUSY_BEFORE and not arguments.anyway:
-        print(
-            f"compare-text: others keep {busy:.2f} processors busy (load average {load_average:.2f}): "
-            "wait until the machine is idle, or measure --anyway",
-            file=sys.stderr,
-        )
+    state = machine_before("compare-text", arguments.anyway)
+    if state is None:
         return BUSY
+    load_average, busy = state
     threads = str(arguments.threads)
     wait_policy = os.environ.get("OMP_WAIT_POLICY", "the default of each")
     environment = os.environ | {

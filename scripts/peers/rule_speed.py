@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from compare_text import BUSY, BUSY_BEFORE, BUSY_DURING, FAILED, Failure, Others, output_of, processor
+from compare_text import BUSY, BUSY_DURING, FAILED, Failure, Others, machine_before, output_of, processor
 
 HERE = pathlib.Path(__file__).resolve().parent
 DOCUMENT = HERE.parent.parent / "docs" / "rules.md"
@@ -265,15 +265,10 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.check:
         return 0
-    load_average, others = os.getloadavg()[0], Others()
-    time.sleep(2)
-    if others.load() > BUSY_BEFORE and not arguments.anyway:
-        print(
-            f"rule-speed: others keep {others.load():.2f} processors busy (load average {load_average:.2f}): "
-            "wait until the machine is idle, or measure --anyway",
-            file=sys.stderr,
-        )
+    state = machine_before("rule-speed", arguments.anyway)
+    if state is None:
         return BUSY
+    load_average, _ = state
     run, rows, failed = Run(arguments), [], []
     subjects = [s for s in run.subjects() if not arguments.only or s.rule in arguments.only]
     unknown = set(arguments.only or []) - {s.rule for s in subjects}

@@ -85,11 +85,6 @@ impl SlowNet for RecurrentDelta {
 
     fn forward(&self, net: &mut Net) {
         let slots = net.clone();
-        self.stack.forward(
-            net,
-            |layer| slots.slot_of_layer(layer),
-            |_, _| vec![],
-            |net, slot, y, _| (self.mix(net, slot, y), vec![]),
-        );
+        self.stack.forward_alone(net, |layer| slots.slot_of_layer(layer), |net, slot, y| self.mix(net, slot, y));
     }
 }

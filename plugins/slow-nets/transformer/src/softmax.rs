@@ -59,7 +59,6 @@ impl SlowNet for SoftmaxTransformer {
             rotary: self.rotary,
             rotary_base: self.rotary_base,
         };
-        let mix = |net: &Net, _: &(), y: &Expr, _: &[Expr]| (attention.mix(net, &self.stack, y), vec![]);
-        self.stack.forward(net, |_| (), |_, _| vec![], mix);
+        self.stack.forward_alone(net, |_| (), |net, (), y| attention.mix(net, &self.stack, y));
     }
 }

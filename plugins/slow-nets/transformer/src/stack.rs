@@ -202,6 +202,11 @@ impl Stack {
         net.output("logits", &logits);
     }
 
+    /// As [`Stack::forward`], where layers hand nothing on.
+    pub fn forward_alone<K: PartialEq>(&self, net: &Net, kind: impl Fn(usize) -> K, mix: impl Fn(&Net, &K, &Expr) -> Expr) {
+        self.forward(net, kind, |_, _| vec![], |net, kind, y, _| (mix(net, kind, y), vec![]));
+    }
+
     fn runs<K: PartialEq>(&self, kind: impl Fn(usize) -> K) -> Vec<Run<K>> {
         let mut runs: Vec<Run<K>> = Vec::new();
         for layer in 0..self.layers {
