@@ -32,7 +32,7 @@ use failure::{Code, Failure};
 
 /// Trains and runs Fast Weight Programmers: a slow net, a feature map and an update rule, each a plugin, composed by a recipe.
 #[derive(Parser)]
-#[command(name = "fwp-host", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "fwp-host", version = output::VERSION, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::failure::{Code, Failure, literal};
 
+/// The version and, where it was built in a repository, the commit: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = env!("FWP_VERSION");
+
 /// Writes text to stdout.
 ///
 /// A reader that closes early (`fwp-host plugins list | head -1`) has what it wanted, so that is no failure.

@@ -89,6 +89,7 @@ pub fn write_new(folder: &RunDir, recipe: &Resolved, parts: &Composition, finger
         });
     }
     let mut plan = recipe.plan(slow_net, slots);
+    plan.host = Some(crate::output::VERSION.into());
     plan.task_fingerprint = Some(fingerprint);
     folder.write_recipe(&recipe.to_toml())?;
     folder.write_plan(&plan)?;
@@ -128,6 +129,7 @@ impl Old {
     /// A change of anything else, with its name.
     pub fn changed(&self, new: &Resolved) -> Result<Plan, Failure> {
         let mut plan = new.plan(self.plan.slow_net.clone(), self.plan.slots.clone());
+        plan.host = self.plan.host.clone();
         plan.task_fingerprint = self.plan.task_fingerprint.clone();
         plan.recipe = self.plan.recipe.clone();
         let refuse = |what: &str| {

@@ -44,6 +44,8 @@ pub struct Slot {
 pub struct Plan {
     /// The version of this layout: [`Plan::FORMAT`].
     pub format: u32,
+    /// The version and commit of the host that began the run.
+    pub host: Option<String>,
     /// The recipe's short name.
     pub recipe: String,
     /// One line: model and task.

@@ -322,6 +322,7 @@ impl Resolved {
     pub fn plan(&self, slow_net: PartFile, slots: Vec<Slot>) -> Plan {
         Plan {
             format: Plan::FORMAT,
+            host: None,
             recipe: self.name.clone(),
             title: self.title.clone(),
             cite: self.cite.clone(),
