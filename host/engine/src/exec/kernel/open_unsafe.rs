@@ -212,7 +212,10 @@ impl Call {
         let b = &buffers;
         let blocks = kernel.blocks as i64;
         let parted = b.together > 0 && blocks > 0 && blocks % b.together == 0;
-        ensure!(b.steps > 0 && b.sequences > 0 && (0..b.interval).contains(&b.early) && parted, "internal: a kernel without work");
+        ensure!(
+            b.steps > 0 && b.sequences > 0 && (0..b.interval).contains(&b.early) && parted,
+            "internal: a kernel without work"
+        );
         let whole = |what: &str, t: &Tensor, kind: Kind, elements: i64| -> Result<()> {
             let fits = t.device() == Device::Cpu && t.kind() == kind && t.is_contiguous() && t.numel() as i64 == elements;
             ensure!(fits, "internal: {what} of a kernel is {:?} {:?}; expected {elements} elements {kind:?}", t.size(), t.kind());
