@@ -284,7 +284,7 @@ fn steered_walks() {
             step.states[last].masked = variant != 2;
             let mut w = draw(&step, 11, 3, 7 + variant, 0.4, 4);
             let n = w.steps * w.sequences;
-            w.interval = 4;
+            (w.interval, w.early) = (4, variant as usize);
             w.steering.reset = Some((0..n).map(|i| u8::from(i % 7 == 3)).collect());
             w.steering.write = Some((0..n).map(|i| u8::from(i % 5 != 1)).collect());
             if variant == 1 {
@@ -452,7 +452,7 @@ fn strata() {
         assert_eq!(said.map(|n| n.contains(&format!("in {groups} groups"))), (groups > 1).then_some(true), "{name} {sizes}");
         for steered in [false, true] {
             let mut w = draw(&step, 11, 2, 5, 0.3, 4);
-            w.interval = 4;
+            (w.interval, w.early) = (4, 2);
             if steered {
                 let n = w.steps * w.sequences;
                 w.steering.reset = Some((0..n).map(|i| u8::from(i % 9 == 5)).collect());
@@ -493,7 +493,7 @@ fn long_walks_in_single_precision() {
         ("vector decay", in_step(&support::rule::<VectorDecay>(dims(16, 16)))),
     ] {
         let mut w = draw(&step, 400, 1, 5, 0.35, 4);
-        w.interval = 100;
+        (w.interval, w.early) = (100, 60);
         let want = interpreted(&step, &w);
         let got = compile(&cc, &step, SINGLE).run(&step, &w);
         agree(name, &got, &want, 1e-4);
