@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fwp_recipe::{RecipeError, RunDirError};
+use fwp_zoo::ZooError;
 
 /// The exit codes of `fwp-host`; `fwp-engine` uses the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +115,19 @@ impl From<RunDirError> for Failure {
         let text = e.to_string();
         let (cause, remedy) = text.split_once("; ").unwrap_or((&text, "check the folder, its permissions and the disk"));
         Failure::new(code, "the run's folder cannot be used", cause, remedy)
+    }
+}
+
+impl From<ZooError> for Failure {
+    fn from(e: ZooError) -> Failure {
+        match e {
+            ZooError::Io { action, path, source } => io(action, &path, &source),
+            ZooError::Refused { place, message, help } => {
+                Failure::new(Code::Input, "a file of the zoo is refused", format!("{place}: {message}"), help)
+            }
+            ZooError::Recipe(e) => e.into(),
+            ZooError::Run(e) => e.into(),
+        }
     }
 }
 

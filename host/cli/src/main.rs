@@ -9,7 +9,8 @@
 //! | `plugins` | finding, examining and asking plugins |
 //! | `compose` | from a recipe to the programs of its parts |
 //! | `run` | run folders: new ones, and going on with old ones |
-//! | `zoo` | where the recipes of published variants are |
+//! | `zoo` | where the recipes of published variants are, and training them side by side |
+//! | `parent` | ending with the command that started this one |
 //! | `engine` | finding and starting `fwp-engine`, signals, how it ended |
 //! | `failure` | what a person is told, and exit codes |
 //! | `output` | stdout: text and JSON |
@@ -19,6 +20,7 @@ mod compose;
 mod engine;
 mod failure;
 mod output;
+mod parent;
 mod plugins;
 mod proved;
 mod run;
@@ -51,7 +53,8 @@ Exit codes:
   5  the environment: libtorch, engine, device or disk
   6  training failed: a loss that is not finite, or memory ran out
   7  interrupted; the run was saved and can be resumed
-  8  check: a case failed, crashed or took too long, or none passed
+  8  check: a case failed, crashed or took too long, or none passed;
+     zoo results --check: tables or figures are not up to date
 
 Plugins are looked for in these folders, and never in the working directory:
   --plugin-path, $FWP_PLUGIN_PATH, $XDG_DATA_HOME/fwp-host/plugins, and plugins/
@@ -87,6 +90,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    parent::end_with_parent();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -103,7 +107,8 @@ fn main() -> ExitCode {
         Command::Plugins(c) => c.verbose(),
         Command::Recipe(c) => c.verbose(),
         Command::Doctor(c) => c.plugins.verbose,
-        Command::Eval(_) | Command::Zoo(_) => false,
+        Command::Zoo(c) => c.verbose(),
+        Command::Eval(_) => false,
         Command::Describe { seconds } => return ExitCode::from(plugins::child::run(*seconds)),
     };
     match run(cli.command) {
@@ -129,7 +134,7 @@ fn run(command: Command) -> Result<u8, Failure> {
             Command::Check(c) => c.run().await,
             Command::Plugins(c) => c.run().await,
             Command::Recipe(c) => c.run().await,
-            Command::Zoo(c) => c.run(),
+            Command::Zoo(c) => c.run().await,
             Command::Doctor(c) => c.run().await,
             Command::Describe { .. } => Ok(0),
         }

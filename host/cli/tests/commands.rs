@@ -148,7 +148,8 @@ fn help_answers_at_once_and_every_command_has_an_example() {
     let main = help("--help");
     assert!(main.contains("Exit codes:") && main.contains("FWP_PLUGIN_PATH"), "{main}");
     assert!(!main.contains("__describe"), "{main}");
-    let commands = "train,eval,apply,plugins list,plugins show,recipe show,recipe check,recipe keys,zoo list,doctor";
+    let commands =
+        "train,eval,apply,plugins list,plugins show,recipe show,recipe check,recipe keys,zoo list,zoo run,zoo results,doctor";
     for command in commands.split(',') {
         assert!(help(&format!("{command} --help")).contains("Example"), "{command}");
     }

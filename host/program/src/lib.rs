@@ -14,6 +14,7 @@
 //! | [`effective`] | where a raw signal becomes what the rule uses |
 //! | [`phi`] | the rule with the feature map put in for `phi` |
 //! | [`estimate`](mod@estimate) | how much memory will training take? |
+//! | [`state_size`](fn@state_size) | how much is kept of a sequence from step to step? |
 //! | [`interpret`] | the value of a function for one sample, in f64 |
 //! | [`equivalent`](mod@equivalent) | do two functions compute the same? |
 //! | [`print`](mod@print) | the program as a person reads it |
@@ -40,6 +41,7 @@ pub mod phi;
 pub mod print;
 pub mod schedule;
 pub mod separate;
+mod state_size;
 
 pub use check::check;
 pub use effective::{effective_signals, with_effective};
@@ -54,3 +56,4 @@ pub use phi::{with_feature_map, with_mapped_inputs};
 pub use print::{formula, print};
 pub use schedule::{When, schedule, stateless, sunk};
 pub use separate::{Inseparable, Separation, separate};
+pub use state_size::state_size;

@@ -16,6 +16,7 @@
 //! | [`parts`] | which plugins a recipe names, and for which layers |
 //! | `resolve` | reading, merging and checking: [`read`], [`Resolved`] |
 //! | `show` | printing a resolved recipe |
+//! | `experiment` | what decides the numbers of a run: [`Experiment`] |
 //! | [`plan`] | what a run executes |
 //! | `run_dir` | the folder of a run |
 //!
@@ -38,6 +39,7 @@
 //! are filled from the checked tree.
 
 mod error;
+mod experiment;
 pub mod keys;
 mod overrides;
 pub mod parts;
@@ -49,11 +51,12 @@ mod show;
 mod tree;
 
 pub use error::RecipeError;
+pub use experiment::Experiment;
 pub use overrides::Overrides;
 pub use parts::{PartChoice, PartKind, PluginRef, SlotChoice};
 pub use plan::{PartFile, Plan, PlanError, Slot};
 pub use resolve::{ReadOptions, Resolved, find, read};
-pub use run_dir::{RunDir, RunDirError};
+pub use run_dir::{RunDir, RunDirError, timestamp};
 pub use settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,
     ScheduleKind, StopSettings, Target, TrainSettings,

@@ -315,7 +315,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// `YYYYMMDD-HHMMSS` in UTC, from seconds since 1970.
-fn timestamp(seconds: u64) -> String {
+pub fn timestamp(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // The calendar repeats every 400 years, counted here from 1 March of year 0, so that a leap day
     // is the last day of its year.

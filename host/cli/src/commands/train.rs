@@ -69,7 +69,7 @@ pub struct Train {
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Progress {
+pub enum Progress {
     Auto,
     Plain,
     None,
@@ -107,7 +107,7 @@ impl FromStr for Resume {
 
 /// Seeds: `1,2,5` or `1..3`, both ends included.
 #[derive(Clone, Debug, PartialEq)]
-struct Seeds(Vec<u64>);
+pub struct Seeds(pub Vec<u64>);
 
 /// More runs than this in one command are a slip of the finger.
 const MAX_SEEDS: u64 = 1000;
@@ -320,7 +320,7 @@ impl Train {
 }
 
 /// The exit code of a run that was interrupted and saved.
-const INTERRUPTED: u8 = 7;
+pub const INTERRUPTED: u8 = 7;
 
 fn usage(cause: &str, remedy: &str) -> Failure {
     Failure::new(Code::Usage, "the command line is wrong", cause, remedy)

@@ -335,11 +335,21 @@ fn record_executors(opened: &Opened) -> Result<()> {
         "memory_limit": opened.memory_limit,
         "device": format!("{:?}", opened.model.device()),
         "threads": tch::get_num_threads(),
+        "machine": machine(),
         "libtorch": shim::libtorch_version(),
         "host": env!("CARGO_PKG_VERSION"),
     });
     let path = opened.run.path().join("executor.json");
     std::fs::write(&path, format!("{document:#}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The processor and how many cores of it there are for us, for people who compare speeds.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("model name"));
+    let name = line.and_then(|l| l.split_once(':')).map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{name}, {cores} {}", if cores == 1 { "core" } else { "cores" })
 }
 
 /// Writes the run's configuration to TensorBoard.

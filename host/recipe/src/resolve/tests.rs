@@ -803,3 +803,45 @@ fn no_input_panics() {
     }
     assert!(accepted > 50, "the mutations should leave some recipes whole: {accepted}");
 }
+
+#[test]
+fn an_experiment_is_what_decides_the_numbers() {
+    let experiment = |sets: &[&str]| ok_set(sets).experiment();
+    let plain = ok(MINIMAL).experiment();
+    // Neither the seed nor what is said, watched, kept or where it is computed.
+    for same in [
+        "train.seed=7",
+        "title=x",
+        "train.device=cpu",
+        "train.exec=reference",
+        "monitor.log_every=3",
+        "checkpoint.every=1",
+        "expect={ metric = \"eval/loss\", at_most = 1 }",
+        // Defaults that are said, an integer for a number among them.
+        "train.batch_size=32",
+        "train.clip=0",
+        "task.eval_sequences=20",
+        "feature_map.plugin=identity",
+    ] {
+        assert_eq!(experiment(&[same]), plain, "{same}");
+    }
+    for (other, key, here, there) in [
+        ("train.steps=101", "train.steps", Some("100"), Some("101")),
+        ("task.keys=21", "task.keys", Some("20"), Some("21")),
+        ("train.batch_size=33", "train.batch_size", None, Some("33")),
+        ("slow_net.key_dim=5", "slow_net.key_dim", None, Some("5")),
+        ("stop.patience=2", "stop.patience", None, Some("2")),
+    ] {
+        let other = experiment(&[other]);
+        let found = plain.differences(&other);
+        assert!(found.contains(&(key, here, there)), "{found:?}");
+    }
+    // What a run's folder holds reads back to the same experiment.
+    let written =
+        with("[train.optimiser]\nlr = 3e-4\n[feature_map.a]\nplugin = \"dpfp\"\nnu = 2\n[feature_map.b]\nplugin = \"identity\"");
+    let recipe = ok(&written.replace("[update_rule]", "[update_rule.a]"));
+    let again = resolve_with(&recipe.to_toml(), &Overrides::default(), true).unwrap();
+    assert_eq!(recipe.experiment(), again.experiment());
+    assert_eq!(recipe.number("task.keys"), Some(20.0));
+    assert_eq!((recipe.number("task.name"), recipe.number("task.nothing")), (None, None));
+}

@@ -1,0 +1,193 @@
+//! A matrix of values as coloured cells with their numbers, and columns of text beside it.
+
+use std::fmt::Write;
+
+use super::font;
+use super::svg::{Anchor, Picture, Stroke};
+
+const TEXT: f64 = 12.0;
+const TITLE: f64 = 14.0;
+const CELL: (f64, f64) = (54.0, 25.0);
+const BLACK: &str = "#000000";
+const GREY: &str = "#333333";
+/// Between cells.
+const BORDER: Stroke = Stroke::solid("#FFFFFF", 1.0);
+/// Degrees by which headings are turned to the right.
+const RISE: f64 = -40.0;
+
+/// White to dark blue, even in lightness (after ColorBrewer's Blues).
+const COLOURS: [(f64, f64, f64); 6] = [
+    (247.0, 251.0, 255.0),
+    (210.0, 227.0, 243.0),
+    (154.0, 200.0, 225.0),
+    (82.0, 157.0, 204.0),
+    (28.0, 108.0, 177.0),
+    (8.0, 48.0, 107.0),
+];
+
+/// A matrix of values.
+#[derive(Clone, Debug, Default)]
+pub struct Heat {
+    pub title: String,
+    /// What the values are.
+    pub label: String,
+    pub rows: Vec<String>,
+    pub columns: Vec<String>,
+    /// By row and column; nothing where nothing was measured.
+    pub values: Vec<Vec<Option<f64>>>,
+    /// The values of the lightest and the darkest colour.
+    pub range: (f64, f64),
+    /// Columns of text behind the cells: a heading, and a text for each row.
+    pub beside: Vec<(String, Vec<String>)>,
+}
+
+impl Heat {
+    /// The matrix as a table of Markdown.
+    pub fn table(&self) -> String {
+        let beside: Vec<&str> = self.beside.iter().map(|(heading, _)| heading.as_str()).collect();
+        let mut text = format!("| {} |", self.label);
+        self.columns.iter().map(String::as_str).chain(beside).for_each(|c| _ = write!(text, " {c} |"));
+        text += "\n|---|";
+        text += &"---|".repeat(self.columns.len() + self.beside.len());
+        text.push('\n');
+        for (i, row) in self.rows.iter().enumerate() {
+            _ = write!(text, "| {row} |");
+            for j in 0..self.columns.len() {
+                _ = write!(text, " {} |", self.value(i, j).map_or(String::new(), written));
+            }
+            for (_, texts) in &self.beside {
+                _ = write!(text, " {} |", texts.get(i).map_or("", String::as_str));
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn value(&self, row: usize, column: usize) -> Option<f64> {
+        self.values.get(row)?.get(column).copied().flatten()
+    }
+}
+
+/// A value in a cell.
+fn written(value: f64) -> String {
+    let text = format!("{value:.2}");
+    if text == "-0.00" { "0.00".into() } else { text }
+}
+
+/// Draws a matrix.
+pub fn draw(heat: &Heat) -> Picture {
+    let widest = |texts: &[String]| texts.iter().map(|t| font::width(t, TEXT)).fold(0.0, f64::max);
+    let left = widest(&heat.rows) + 18.0;
+    // Headings rise to the right, at 40 degrees.
+    let headings: Vec<String> = heat.columns.iter().cloned().chain(heat.beside.iter().map(|(h, _)| h.clone())).collect();
+    let rise = widest(&headings) * 0.643 + 14.0;
+    let top = 2.4 * TEXT + rise;
+    let (columns, rows) = (heat.columns.len() as f64, heat.rows.len() as f64);
+    let (right, bottom) = (left + columns * CELL.0, top + rows * CELL.1);
+    let beside: Vec<f64> = heat.beside.iter().map(|(_, texts)| widest(texts).max(30.0) + 16.0).collect();
+    let last = headings.last().map_or(0.0, |h| font::width(h, TEXT) * 0.766);
+    let width = right + beside.iter().sum::<f64>() + last.max(12.0);
+    let width = width.max(font::width(&heat.title, TITLE) + 20.0);
+    let height = bottom + 4.6 * TEXT;
+    let mut picture = Picture::new(&heat.title, width, height);
+    picture.text((10.0, 1.5 * TEXT), &heat.title, TITLE, Anchor::Start, BLACK);
+    for (j, column) in heat.columns.iter().enumerate() {
+        picture.turned((left + (j as f64 + 0.45) * CELL.0, top - 6.0), column, TEXT, Anchor::Start, BLACK, RISE);
+    }
+    for (i, row) in heat.rows.iter().enumerate() {
+        let y = top + i as f64 * CELL.1;
+        picture.text((left - 8.0, y + CELL.1 / 2.0 + 0.35 * TEXT), row, TEXT, Anchor::End, BLACK);
+        for j in 0..heat.columns.len() {
+            cell(&mut picture, heat, heat.value(i, j), (left + j as f64 * CELL.0, y));
+        }
+    }
+    let mut x = right;
+    for ((heading, texts), width) in heat.beside.iter().zip(&beside) {
+        picture.turned((x + width * 0.55, top - 6.0), heading, TEXT, Anchor::Start, GREY, RISE);
+        x += width;
+        for (i, text) in texts.iter().enumerate() {
+            let y = top + (i as f64 + 0.5) * CELL.1 + 0.35 * TEXT;
+            picture.text((x - 4.0, y), text, TEXT, Anchor::End, GREY);
+        }
+    }
+    scale(&mut picture, heat, (left, bottom + 1.3 * TEXT));
+    picture
+}
+
+fn cell(picture: &mut Picture, heat: &Heat, value: Option<f64>, at: (f64, f64)) {
+    let Some(value) = value else {
+        picture.rect(at, CELL, "#F4F4F4", Some(BORDER));
+        picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), "–", TEXT, Anchor::Middle, "#999999");
+        return;
+    };
+    let (fill, dark) = colour(part(heat, value));
+    picture.rect(at, CELL, fill, Some(BORDER));
+    let ink = if dark { "#FFFFFF" } else { BLACK };
+    picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), &written(value), TEXT, Anchor::Middle, ink);
+}
+
+/// What the colours mean.
+fn scale(picture: &mut Picture, heat: &Heat, at: (f64, f64)) {
+    const STEPS: usize = 40;
+    const LENGTH: f64 = 160.0;
+    for i in 0..STEPS {
+        let x = at.0 + LENGTH * i as f64 / STEPS as f64;
+        let (fill, _) = colour(i as f64 / (STEPS - 1) as f64);
+        // A little wider than its step, so that no seam is seen.
+        picture.rect((x, at.1), (LENGTH / STEPS as f64 + 0.5, 10.0), fill, None);
+    }
+    let y = at.1 + 10.0 + 1.2 * TEXT;
+    picture.text((at.0, y), &written(heat.range.0), 0.9 * TEXT, Anchor::Start, GREY);
+    picture.text((at.0 + LENGTH, y), &written(heat.range.1), 0.9 * TEXT, Anchor::End, GREY);
+    picture.text((at.0 + LENGTH + 10.0, at.1 + 9.5), &heat.label, TEXT, Anchor::Start, BLACK);
+}
+
+/// Where a value lies between the lightest and the darkest.
+fn part(heat: &Heat, value: f64) -> f64 {
+    let (low, high) = heat.range;
+    if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.0 }
+}
+
+/// A colour, and whether it needs white ink.
+fn colour(part: f64) -> (String, bool) {
+    let place = part.clamp(0.0, 1.0) * (COLOURS.len() - 1) as f64;
+    let below = (place.floor() as usize).min(COLOURS.len() - 2);
+    let between = place - below as f64;
+    let (a, b) = (COLOURS[below], COLOURS[below + 1]);
+    let mix = |a: f64, b: f64| a + (b - a) * between;
+    let (red, green, blue) = (mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2));
+    let light = (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255.0;
+    (format!("#{:02X}{:02X}{:02X}", red.round() as u8, green.round() as u8, blue.round() as u8), light < 0.55)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_run_from_light_to_dark_and_numbers_stay_readable() {
+        assert_eq!(colour(0.0), ("#F7FBFF".into(), false));
+        assert_eq!(colour(1.0), ("#08306B".into(), true));
+        assert_eq!(colour(7.0), colour(1.0));
+        assert!(!colour(0.3).1 && colour(0.8).1);
+    }
+
+    #[test]
+    fn the_table_says_what_the_cells_say() {
+        let heat = Heat {
+            title: "T".into(),
+            label: "rule".into(),
+            rows: vec!["delta".into(), "additive".into()],
+            columns: vec!["parity".into(), "S3".into()],
+            values: vec![vec![Some(0.996), None], vec![Some(-0.001)]],
+            range: (0.0, 1.0),
+            beside: vec![("state".into(), vec!["4 096".into(), String::new()])],
+        };
+        let table = heat.table();
+        let wanted =
+            "| rule | parity | S3 | state |\n|---|---|---|---|\n| delta | 1.00 |  | 4 096 |\n| additive | 0.00 |  |  |\n";
+        assert_eq!(table, wanted);
+        let svg = draw(&heat).svg();
+        assert!(svg.contains(">1.00<") && svg.contains(">–<") && svg.contains(">parity<"));
+    }
+}
