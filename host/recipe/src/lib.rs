@@ -52,7 +52,7 @@ pub use error::RecipeError;
 pub use overrides::Overrides;
 pub use parts::{PartChoice, PartKind, PluginRef, SlotChoice};
 pub use plan::{PartFile, Plan, PlanError, Slot};
-pub use resolve::{ReadOptions, Resolved, find, read};
+pub use resolve::{ReadOptions, Resolved, find, is_device, read};
 pub use run_dir::{RunDir, RunDirError};
 pub use settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,
