@@ -259,6 +259,14 @@ fn what_does_not_fit_is_refused_by_name_and_shape() {
     assert!(case.fails(&format!("{DELTA} --device cuda:99"), 5).contains("CUDA"));
     assert!(case.fails(&DELTA.replace("in.safe", "nothing.safe"), 3).contains("nothing.safetensors"));
     assert_eq!(case.run(&format!("{DELTA} --dtype float16")).status.code(), Some(2));
+    assert!(case.fails(&format!("{DELTA} --device gpu"), 2).contains("cuda:N"));
+    assert!(case.fails(&format!("{DELTA} --exec quick"), 2).contains("chunkwise"));
+    // The disk is no fault of the data.
+    assert!(case.fails(&DELTA.replace("out.safe", "nowhere/out.safe"), 5).contains("nowhere/out.safetensors"));
+    for (name, bytes) in [("empty", &b""[..]), ("text", b"hello there"), ("head", b"\xff\0\0\0\0\0\0\0{")] {
+        std::fs::write(case.path(&format!("{name}.safetensors")), bytes).unwrap();
+        assert!(case.fails(&DELTA.replace("in.safe", &format!("{name}.safe")), 3).contains("cannot be read"), "{name}");
+    }
     // The same file without a mistake is accepted.
     case.ok(DELTA);
 }

@@ -87,7 +87,7 @@ fn what_cannot_be_checked_is_refused() {
     for (arguments, code, words) in [
         ("check dellta", 4, "did you mean `delta`?"),
         ("check delta --case nothing", 2, "no case `nothing`"),
-        ("check delta --exec quick", 3, "chunkwise"),
+        ("check delta --exec quick", 2, "chunkwise"),
         ("check delta --set colour=1", 4, "unknown key `colour`"),
         ("check elu+1", 4, "elu+1"),
     ] {

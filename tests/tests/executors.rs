@@ -51,7 +51,7 @@ fn evaluation_takes_an_executor_too() {
     };
     let reference = loss("reference");
     assert!((loss("scan") - reference).abs() < 1e-4 * reference && (loss("auto") - reference).abs() < 1e-4 * reference);
-    case.fails(&format!("eval --run {} --exec slow", run.path("").display()), 3);
+    case.fails(&format!("eval --run {} --exec slow", run.path("").display()), 2);
 }
 
 #[test]

@@ -80,14 +80,30 @@ fn every_recipe_of_the_zoo_trains() {
 
 #[test]
 fn the_text_recipe_reads_a_real_text() {
-    let data = repository().join("../shared/data/tinyshakespeare/input.txt");
-    if !data.is_file() {
-        return skipped("the text that the published numbers are of is not there");
-    }
+    let Some(data) = std::env::var_os("FWP_TEST_TEXT").map(std::path::PathBuf::from) else {
+        return skipped("FWP_TEST_TEXT does not name the text that the published numbers are of");
+    };
     let case = Case::new();
     let report = case.ok(&format!("recipe check {}/zoo/deltanet-text --json --data {}", repository().display(), data.display()));
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["trained_parameters"], 681_472);
+}
+
+/// What is printed is a recipe that could be trained, as far as its keys go.
+#[test]
+fn a_recipe_with_a_key_that_no_part_has_is_not_shown() {
+    let case = Case::new();
+    for (setting, near) in
+        [("feature_map.mu=2", "`nu`"), ("slow_net.keydim=3", "`key_dim`"), ("update_rule.epss=1e-6", "`eps`")]
+    {
+        let said = case.fails(&format!("recipe show memory.toml --set {setting}"), 3);
+        let key = setting.split('=').next().unwrap_or_default();
+        assert!(said.contains(&format!("{key}: unknown key")) && said.contains(near), "{said}");
+    }
+    // A part that is not there cannot be asked; what is known is shown.
+    let output = case.run("recipe show memory.toml --set update_rule.plugin=of-tomorrow --set update_rule.key=1");
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("note: the keys of [update_rule] are not checked"), "{}", said(&output));
 }
 
 /// A recipe with one mistake, and what must be said of it.

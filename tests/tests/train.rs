@@ -10,6 +10,15 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 #[test]
+fn a_device_that_is_not_there_leaves_no_folder() {
+    let case = Case::new();
+    let said = case.fails("train --recipe memory.toml --run-dir out --device cuda:99", 5);
+    assert!(said.contains("no CUDA device 99") && said.contains("  remedy: "), "{said}");
+    assert!(!case.path("out").exists(), "a folder is left behind");
+    assert!(case.fails("train --recipe memory.toml --run-dir out --device gpu", 2).contains("cuda:N"));
+}
+
+#[test]
 fn metrics_are_one_object_a_line() {
     let case = Case::new();
     let run = case.train("memory", "out", "--set monitor.log_every=5");

@@ -373,6 +373,27 @@ fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<
     Ok(())
 }
 
+/// Refuses keys that a part of the recipe does not have, and gives a note for each part that is not there to be asked.
+///
+/// # Errors
+/// The first key that its part does not have, with its place in the recipe.
+pub async fn check_keys(recipe: &Resolved, catalogue: &mut Catalogue, asker: &Asker) -> Result<Vec<String>, Failure> {
+    let slots = recipe.slots.iter().flat_map(|s| [&s.feature_map, &s.update_rule]);
+    let mut notices = Vec::new();
+    for choice in std::iter::once(&recipe.slow_net).chain(slots) {
+        match source(recipe, choice, catalogue, asker).await {
+            Ok(part) => {
+                let names: Vec<String> = part.chosen.info.fields.iter().map(|f| f.name.clone()).collect();
+                if let Some(key) = choice.config.keys().find(|k| !names.contains(k)) {
+                    return Err(part.refused(Refusal::new(fwp_sdk::config::unknown(key, names), "")));
+                }
+            }
+            Err(why) => notices.push(format!("the keys of [{}] are not checked: {}", choice.section, why.headline)),
+        }
+    }
+    Ok(notices)
+}
+
 async fn source<'a>(
     recipe: &'a Resolved,
     choice: &'a PartChoice,

@@ -155,6 +155,28 @@ impl Engine {
         })
     }
 
+    /// Refuses a device that is named and not there. The processor always is, and `auto` takes what there is.
+    ///
+    /// # Errors
+    /// What the engine says of the device.
+    pub async fn has_device(&self, name: &str) -> Result<(), Failure> {
+        if matches!(name, "auto" | "cpu") {
+            return Ok(());
+        }
+        let output = self.output(&arguments(&[&"device", &name])).await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().next().unwrap_or_default().split(": use ").next().unwrap_or_default();
+        Err(Failure::new(
+            Code::Environment,
+            format!("the device {name} cannot be used"),
+            said.strip_prefix("error: ").unwrap_or(said),
+            "take another with --device, such as cpu; `fwp-host doctor` shows what there is",
+        ))
+    }
+
     /// The failure of an engine that does not start.
     pub fn cannot_start(&self, e: &std::io::Error) -> Failure {
         Failure::new(

@@ -87,6 +87,11 @@ enum Command {
         #[arg(long)]
         case: Option<String>,
     },
+    /// Says whether a device can be used.
+    Device {
+        /// Its name.
+        name: String,
+    },
     /// What is found of libtorch and devices.
     Doctor {
         /// One JSON document on stdout (the only form).
@@ -122,7 +127,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
                 std::fs::read_to_string(&job).with_context(|| format!("reading {}", job.display())).map_err(Failure::input)?;
             let job: apply::Job = serde_json::from_str(&text).context("reading the job").map_err(Failure::input)?;
             train::device(&job.device).map_err(Failure::environment)?;
-            apply::run(&job).map_err(Failure::input)?;
+            let bytes = apply::run(&job).map_err(Failure::input)?;
+            let written = std::fs::write(&job.output, bytes).with_context(|| format!("writing {}", job.output.display()));
+            written.map_err(Failure::environment)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Bench { job: file, peak } => {
@@ -139,6 +146,11 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
                 Some(case) => print_json(&check::run(&job, &case).map_err(Failure::input)?)?,
                 None => print_json(&check::cases(&job).map_err(Failure::input)?)?,
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Device { name } => {
+            train::prepare();
+            train::device(&name).map_err(Failure::environment)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor { .. } => {

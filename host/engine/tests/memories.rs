@@ -8,11 +8,12 @@ use fwp_engine::command::apply::apply;
 use fwp_engine::model::Model;
 use fwp_engine::train::TrainModel;
 use fwp_map_identity::Identity;
+use fwp_net_retrieval::Retrieval;
 use fwp_rule_delta::Delta;
 use fwp_sdk::build::{Port, PortKind, TaskIo};
 use fwp_sdk::prelude::*;
 use serde_json::json;
-use support::{DOUBLE, EVAL, Numbers, close, compose, forward, model, slot, values, vectors};
+use support::{DOUBLE, EVAL, Numbers, close, compose, forward, model, set, slot, values, vectors};
 use tch::{Kind, Tensor};
 
 const H: usize = 2;
@@ -507,4 +508,93 @@ fn all_of_it_holds_for_compiled_kernels() {
         a_memory_is_read_along_another_axis_or_once,
         one_more_write_without_an_axis_where_a_mask_allows_it,
     ]);
+}
+
+const SYMBOLS: usize = 7;
+const EMBEDDED: usize = 4;
+
+/// Softmax attention over stored pairs, written from its definition: what the net answers to every query of one sequence.
+fn softmax_over_pairs(weights: &BTreeMap<String, Vec<f64>>, pairs: &[(usize, usize)], queries: &[usize]) -> Vec<f64> {
+    let embedded = |symbol: usize| &weights["embeddings.weight"][symbol * EMBEDDED..(symbol + 1) * EMBEDDED];
+    let affine = |name: &str, x: &[f64]| -> Vec<f64> {
+        let (w, b) = (&weights[&format!("{name}_proj.weight")], &weights[&format!("{name}_proj.bias")]);
+        b.iter().zip(w.chunks(x.len())).map(|(b, row)| b + row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()).collect()
+    };
+    let keys: Vec<Vec<f64>> = pairs
+        .iter()
+        .map(|(key, value)| {
+            let mut x = vec![0.0; SYMBOLS];
+            x[*value] = 1.0;
+            x.extend(embedded(*key));
+            affine("k", &x)
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for query in queries {
+        let q = affine("q", embedded(*query));
+        let scale = (q.len() as f64).sqrt();
+        let score = |k: &Vec<f64>| (k.iter().zip(&q).map(|(k, q)| k * q).sum::<f64>() / scale).exp();
+        let scores: Vec<f64> = keys.iter().map(score).collect();
+        let sum: f64 = scores.iter().sum();
+        let mut answer = vec![0.0; SYMBOLS];
+        pairs.iter().zip(&scores).for_each(|((_, value), score)| answer[*value] += score / sum);
+        answers.extend(answer);
+    }
+    answers
+}
+
+#[test]
+fn retrieval_with_softmax_is_attention_over_the_pairs() {
+    let port = |name: &str, axis: &str, kind| Port { name: name.into(), axis: Some(axis.into()), kind };
+    let symbol = || PortKind::Symbol { vocab: SYMBOLS };
+    let task = TaskIo {
+        inputs: vec![port("keys", "pairs", symbol()), port("values", "pairs", symbol()), port("query", "query", symbol())],
+        outputs: vec![port("value", "query", PortKind::Vector { dim: SYMBOLS })],
+        max_len: 9,
+    };
+    let config = json!({ "softmax": true, "key_dim": 3, "embedding": EMBEDDED });
+    let m = model(&compose::<Retrieval>(config, &task, None), 5);
+    let mut numbers = Numbers::new(2);
+    // Biases begin small: moved, they count. Scores of some size tell softmax from a mean.
+    for p in m.parameters() {
+        set(&m, &p.name, &(1.5 * numbers.tensor(&p.tensor.size())));
+    }
+    let (pairs, queries) = (5, 3);
+    let mut symbols =
+        |n: i64| -> Vec<i64> { (0..2 * n).map(|_| ((numbers.next() + 1.0) / 2.0 * SYMBOLS as f64) as i64).collect() };
+    let (keys, given, query) = (symbols(pairs), symbols(pairs), symbols(queries));
+    let answer = |weights: &BTreeMap<String, Vec<f64>>| -> Vec<f64> {
+        let of = |list: &[i64], n: i64, b: usize| -> Vec<usize> {
+            list.chunks(n as usize).nth(b).unwrap().iter().map(|s| *s as usize).collect()
+        };
+        let all = (0..2).flat_map(|b| {
+            let pairs: Vec<(usize, usize)> = of(&keys, pairs, b).into_iter().zip(of(&given, pairs, b)).collect();
+            softmax_over_pairs(weights, &pairs, &of(&query, queries, b))
+        });
+        all.collect()
+    };
+    let rows = |list: &[i64], n: i64| Tensor::from_slice(list).reshape([2, n]);
+    let inputs = [("keys", &rows(&keys, pairs)), ("values", &rows(&given, pairs)), ("query", &rows(&query, queries))];
+    let y = forward(&m, &inputs, &EVAL, None).values.remove("value").unwrap();
+    let mut weights: BTreeMap<String, Vec<f64>> = m.parameters().iter().map(|p| (p.name.clone(), values(&p.tensor))).collect();
+    let wanted = Tensor::from_slice(&answer(&weights)).reshape([2, queries, SYMBOLS as i64]);
+    close(&y.reshape(wanted.size()), &wanted, 1e-13, "answers");
+
+    // Gradients of a weighted sum, along a direction in each parameter.
+    let weighing = Numbers::new(8).tensor(&wanted.size());
+    (y.reshape(wanted.size()) * &weighing).sum(Kind::Double).backward();
+    let weighing = values(&weighing);
+    for p in m.parameters() {
+        let direction = Numbers::new(9).list(p.tensor.numel());
+        let exact: f64 = values(&p.tensor.grad()).iter().zip(&direction).map(|(g, d)| g * d).sum();
+        let at = weights[&p.name].clone();
+        let mut moved = |by: f64| -> f64 {
+            let to = at.iter().zip(&direction).map(|(w, d)| w + by * d).collect();
+            weights.insert(p.name.clone(), to);
+            answer(&weights).iter().zip(&weighing).map(|(a, w)| a * w).sum()
+        };
+        let numerical = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        weights.insert(p.name.clone(), at);
+        assert!((numerical - exact).abs() < 1e-8 * exact.abs().max(1.0), "{}: {exact} against {numerical}", p.name);
+    }
 }

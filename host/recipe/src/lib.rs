@@ -55,7 +55,7 @@ pub use experiment::Experiment;
 pub use overrides::Overrides;
 pub use parts::{PartChoice, PartKind, PluginRef, SlotChoice};
 pub use plan::{PartFile, Plan, PlanError, Slot};
-pub use resolve::{ReadOptions, Resolved, find, read};
+pub use resolve::{ReadOptions, Resolved, find, is_device, read};
 pub use run_dir::{RunDir, RunDirError, timestamp};
 pub use settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,

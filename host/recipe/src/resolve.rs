@@ -715,10 +715,7 @@ fn check_train(
             .help("shorten one of them".to_string()));
     }
     let device = train.text("device").unwrap_or_default();
-    let number = device.strip_prefix("cuda:");
-    let known = ["auto", "cpu", "cuda"].contains(&device.as_str())
-        || number.is_some_and(|n| n.len() <= 3 && n.bytes().all(|b| b.is_ascii_digit()) && n.parse::<u8>().is_ok());
-    if !known {
+    if !is_device(&device) {
         return Err(train
             .error(context, "device", format!("{:?} is no device", shorten(&device)))
             .help("there are `auto`, `cpu`, `cuda` and `cuda:N`".to_string()));
@@ -835,6 +832,13 @@ fn read_bounds(context: &Context, section: &Section, example: &str) -> Result<Op
         }
         _ => Ok(Some(Target { metric, at_most, at_least })),
     }
+}
+
+/// Whether this is the name of a device: `auto`, `cpu`, `cuda` or `cuda:N`. It need not be there.
+pub fn is_device(name: &str) -> bool {
+    let number = name.strip_prefix("cuda:");
+    ["auto", "cpu", "cuda"].contains(&name)
+        || number.is_some_and(|n| n.len() <= 3 && n.bytes().all(|b| b.is_ascii_digit()) && n.parse::<u8>().is_ok())
 }
 
 #[cfg(test)]

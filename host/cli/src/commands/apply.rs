@@ -58,10 +58,10 @@ pub struct Apply {
     #[arg(long, value_name = "OUT")]
     output: PathBuf,
     /// Where to compute: auto, cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", value_parser = super::device, default_value = "auto")]
     device: String,
     /// What carries out the rule: auto, reference, chunkwise or scan.
-    #[arg(long, value_name = "EXECUTOR", default_value = "auto")]
+    #[arg(long, value_name = "EXECUTOR", value_parser = super::EXECUTORS, default_value = "auto")]
     exec: String,
     /// Size of a key before the feature map, where the input holds no tensor k or q.
     #[arg(long, value_name = "N")]

@@ -58,7 +58,7 @@ pub struct Bench {
     #[arg(long, value_enum, default_value_t = Dtype::Float32)]
     dtype: Dtype,
     /// The executors, divided by commas; all without it.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["reference", "chunkwise", "scan"])]
     exec: Vec<String>,
     /// Threads; libtorch's own number without it.
     #[arg(long, value_name = "N")]

@@ -53,7 +53,7 @@ pub struct Check {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The executors, divided by commas; all without it.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = ["reference", "chunkwise", "scan"])]
     exec: Vec<String>,
     /// Fewer lengths and sizes.
     #[arg(long)]

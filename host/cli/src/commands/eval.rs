@@ -26,10 +26,10 @@ pub struct Eval {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = super::device)]
     device: Option<String>,
     /// What carries out the rules: auto, reference, chunkwise or scan; the run's own choice without it.
-    #[arg(long, value_name = "EXECUTOR")]
+    #[arg(long, value_name = "EXECUTOR", value_parser = super::EXECUTORS)]
     exec: Option<String>,
     /// Prints one JSON document.
     #[arg(long)]

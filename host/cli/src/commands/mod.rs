@@ -43,6 +43,14 @@ impl PluginOptions {
     }
 }
 
+/// What `--exec` takes where one executor is asked for, or the choice is left to the host.
+pub const EXECUTORS: [&str; 4] = ["auto", "reference", "chunkwise", "scan"];
+
+/// The name of a device, for `--device`.
+pub fn device(name: &str) -> Result<String, String> {
+    if fwp_recipe::is_device(name) { Ok(name.into()) } else { Err("there are auto, cpu, cuda and cuda:N".into()) }
+}
+
 /// A recipe and what changes it.
 #[derive(Args, Debug, Default)]
 pub struct RecipeOptions {

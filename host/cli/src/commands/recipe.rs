@@ -9,7 +9,7 @@ use fwp_sdk::program::Training;
 use serde::Serialize;
 
 use super::{PluginOptions, RecipeOptions};
-use crate::compose::compose;
+use crate::compose::{check_keys, compose};
 use crate::failure::{Code, Failure, literal};
 use crate::output;
 use crate::run::{self, OpenTask};
@@ -31,6 +31,8 @@ pub struct Show {
     recipe: PathBuf,
     #[command(flatten)]
     changes: RecipeOptions,
+    #[command(flatten)]
+    plugins: PluginOptions,
 }
 
 /// Checks a recipe without training: its keys and values, its plugins and their programs, and whether they fit together.
@@ -62,7 +64,11 @@ pub struct Keys {}
 impl Recipe {
     /// Whether details of errors are shown.
     pub fn verbose(&self) -> bool {
-        matches!(self, Recipe::Check(c) if c.plugins.verbose)
+        match self {
+            Recipe::Show(c) => c.plugins.verbose,
+            Recipe::Check(c) => c.plugins.verbose,
+            Recipe::Keys(_) => false,
+        }
     }
 
     /// Does it.
@@ -70,6 +76,11 @@ impl Recipe {
         match self {
             Recipe::Show(c) => {
                 let recipe = c.changes.read(&c.recipe, Overrides::default())?;
+                let asker = c.plugins.asker();
+                let mut catalogue = c.plugins.catalogue(&asker, c.changes.library_folder(&recipe)).await?;
+                for notice in check_keys(&recipe, &mut catalogue, &asker).await? {
+                    output::say(&format!("note: {}", literal(&notice)));
+                }
                 output::print(&recipe.show())?;
             }
             Recipe::Check(c) => c.run().await?,

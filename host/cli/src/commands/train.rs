@@ -36,10 +36,10 @@ pub struct Train {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda or cuda:N.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = super::device)]
     device: Option<String>,
     /// How rules are executed: auto, reference, chunkwise or scan.
-    #[arg(long, value_name = "EXECUTOR")]
+    #[arg(long, value_name = "EXECUTOR", value_parser = super::EXECUTORS)]
     exec: Option<String>,
     /// Which run to go on with: auto (the one in --run-dir, if there is one), never, or the folder of a run.
     #[arg(long, value_name = "auto|PATH|never", default_value = "auto")]
@@ -151,7 +151,7 @@ impl Train {
         let engine = Engine::find()?;
         match &self.seeds {
             None => {
-                let ready = self.ready(self.seed, self.run_dir.clone()).await?;
+                let ready = self.ready(&engine, self.seed, self.run_dir.clone()).await?;
                 self.train(&engine, &ready).await
             }
             Some(seeds) => self.train_all(&engine, &seeds.0).await,
@@ -167,7 +167,7 @@ impl Train {
         let mut metric = "eval/loss".to_string();
         for seed in seeds {
             let folder = self.run_dir.as_ref().map(|d| d.join(format!("seed-{seed}")));
-            let ready = self.ready(Some(*seed), folder).await?;
+            let ready = self.ready(engine, Some(*seed), folder).await?;
             let code = self.train(engine, &ready).await?;
             let expect = ready.recipe.expect.clone();
             if let Some(expect) = &expect {
@@ -221,7 +221,7 @@ impl Train {
     }
 
     /// Makes the folder of the run ready: a new one, or one to go on with.
-    async fn ready(&self, seed: Option<u64>, run_dir: Option<PathBuf>) -> Result<Ready, Failure> {
+    async fn ready(&self, engine: &Engine, seed: Option<u64>, run_dir: Option<PathBuf>) -> Result<Ready, Failure> {
         let old = match &self.resume {
             Resume::Path(path) => {
                 if run_dir.as_ref().is_some_and(|d| d != path) {
@@ -234,7 +234,7 @@ impl Train {
         };
         match old {
             Some(path) => self.go_on(&path, seed).await,
-            None => self.begin(seed, run_dir.as_deref()).await,
+            None => self.begin(engine, seed, run_dir.as_deref()).await,
         }
     }
 
@@ -249,7 +249,7 @@ impl Train {
         }
     }
 
-    async fn begin(&self, seed: Option<u64>, run_dir: Option<&Path>) -> Result<Ready, Failure> {
+    async fn begin(&self, engine: &Engine, seed: Option<u64>, run_dir: Option<&Path>) -> Result<Ready, Failure> {
         let Some(path) = &self.recipe else {
             return Err(usage("no recipe is named", "name one with --recipe PATH, or a run to go on with by --resume PATH"));
         };
@@ -257,6 +257,7 @@ impl Train {
         let task = run::open_task(&recipe.task)?;
         run::check_metrics(&recipe, &task)?;
         let parts = self.compose(&recipe, &task).await?;
+        engine.has_device(&recipe.train.device).await?;
         let folder = run::new_folder(run_dir, &recipe)?;
         run::write_new(&folder, &recipe, &parts, task.fingerprint.clone())?;
         Ok(Ready { folder, recipe, old: false })

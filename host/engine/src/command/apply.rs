@@ -53,8 +53,8 @@ fn auto() -> String {
     "auto".into()
 }
 
-/// Reads the input file, applies the rule and writes the output file.
-pub fn run(job: &Job) -> Result<()> {
+/// Reads the input file and applies the rule; the bytes of the output file.
+pub fn run(job: &Job) -> Result<Vec<u8>> {
     let precision = Precision { kind: kind(&job.dtype)?, device: super::train::device(&job.device)? };
     let bytes = std::fs::read(&job.input).with_context(|| format!("reading {}", job.input.display()))?;
     let file = from_safetensors(&bytes).with_context(|| format!("reading {}", job.input.display()))?;
@@ -71,8 +71,7 @@ pub fn run(job: &Job) -> Result<()> {
     executors.take_notices().iter().for_each(|line| eprintln!("{line}"));
     let host: Result<Vec<HostTensor>, _> = outputs.iter().map(|(n, t)| HostTensor::copy(n, t)).collect();
     let metadata = BTreeMap::from([("rule".to_string(), rule.name.clone()), ("feature_map".to_string(), map.name.clone())]);
-    let bytes = to_safetensors(&host?, metadata)?;
-    std::fs::write(&job.output, bytes).with_context(|| format!("writing {}", job.output.display()))
+    Ok(to_safetensors(&host?, metadata)?)
 }
 
 /// [`apply_in_layer`] 0.
