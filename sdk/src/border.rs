@@ -4,42 +4,15 @@
 //! Every function is `[any thread, not concurrent]` and catches every unwinding inside the plugin: a panic becomes an error with its text.
 //! A library is never unloaded.
 
-// The derive macro of abi_stable 0.11 puts impls inside of functions.
-#![allow(non_local_definitions)]
-
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 
-use abi_stable::StableAbi;
-use abi_stable::library::RootModule;
-use abi_stable::sabi_types::VersionStrings;
-use abi_stable::std_types::{RResult, RSlice, RStr, RString, RVec};
+use abi_stable::std_types::{RResult, RSlice, RString, RVec};
+pub use fwp_border::{Plugin, PluginRef, VERSION};
 
 use crate::build::Mistake;
 use crate::part::{Part, PartInfo, Request};
-
-/// The root module of a plugin library.
-#[repr(C)]
-#[derive(StableAbi)]
-#[sabi(kind(Prefix(prefix_ref = PluginRef)))]
-#[sabi(missing_field(option))]
-pub struct Plugin {
-    /// Version of the SDK that the plugin was built with.
-    pub sdk_version: extern "C" fn() -> RStr<'static>,
-    /// The parts of the library: JSON, a list of [`PartInfo`].
-    pub list: extern "C" fn() -> RResult<RVec<u8>, RString>,
-    /// Answers a [`Request`] in JSON with a program's bytes or JSON, as the question says.
-    #[sabi(last_prefix_field)]
-    pub describe: extern "C" fn(RSlice<'_, u8>) -> RResult<RVec<u8>, RString>,
-}
-
-impl RootModule for PluginRef {
-    abi_stable::declare_root_module_statics! {PluginRef}
-    const BASE_NAME: &'static str = "fwp_plugin";
-    const NAME: &'static str = "fwp_plugin";
-    const VERSION_STRINGS: VersionStrings = abi_stable::package_version_strings!();
-}
 
 /// Version of this SDK.
 pub const SDK_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -31,11 +31,22 @@ impl Crate {
         let path = "path = \"../fwp-host/sdk\"";
         assert!(manifest.contains(path), "{manifest}");
         let made = Crate { folder: folder.into(), name: "my-delta".into() };
-        made.write("Cargo.toml", &manifest.replace(path, &format!("path = {:?}", sdk.display().to_string())));
-        made.write("src/lib.rs", &find("rust", "export!"));
-        // The same versions as the repository's, so that nothing is fetched and what is built already serves.
-        std::fs::copy(repository().join("Cargo.lock"), folder.join("Cargo.lock")).expect("a copy of Cargo.lock");
-        made
+        made.write("Cargo.toml", manifest.replace(path, &format!("path = {:?}", sdk.display().to_string())));
+        made.write("src/lib.rs", find("rust", "export!"));
+        made.with_lock()
+    }
+
+    /// A crate of these files; `name` is that of its library.
+    pub fn of(folder: &Path, name: &str, files: &[(&str, &[u8])]) -> Crate {
+        let made = Crate { folder: folder.into(), name: name.into() };
+        files.iter().for_each(|(file, bytes)| made.write(file, bytes));
+        made.with_lock()
+    }
+
+    /// The same versions as the repository's, so that nothing is fetched and what is built already serves.
+    fn with_lock(self) -> Crate {
+        std::fs::copy(repository().join("Cargo.lock"), self.folder.join("Cargo.lock")).expect("a copy of Cargo.lock");
+        self
     }
 
     /// The text of the library.
@@ -48,7 +59,7 @@ impl Crate {
         self.write("src/lib.rs", text);
     }
 
-    fn write(&self, name: &str, text: &str) {
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let path = self.folder.join(name);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder of the crate");
         std::fs::write(path, text).expect("a file of the crate");

@@ -22,7 +22,7 @@ fn a_recipe_is_shown_as_a_recipe() {
         assert!(shown["checkpoint"]["every"].is_integer(), "{path}: defaults are shown");
         // Everything that the recipe says is shown as it says it.
         for section in ["slow_net", "update_rule", "task", "eval", "expect"] {
-            for (key, value) in written[section].as_table().unwrap() {
+            for (key, value) in written.get(section).and_then(|s| s.as_table()).into_iter().flatten() {
                 assert_eq!(shown[section].get(key), Some(value), "{path}: {section}.{key}");
             }
         }
@@ -58,7 +58,8 @@ fn the_zoo_is_listed() {
     assert_eq!(listed, there);
     for entry in list.as_array().unwrap() {
         assert!(entry["error"].is_null() && entry["title"].is_string() && entry["cite"].is_string(), "{entry}");
-        assert_eq!(entry["expect"]["metric"], "eval/loss", "{entry}");
+        let expect = &entry["expect"];
+        assert!(expect.is_null() || expect["metric"].as_str().is_some_and(|m| m.starts_with("eval/")), "{entry}");
     }
     let text = case.ok("zoo list");
     assert!(there.iter().all(|name| text.contains(name)), "{text}");

@@ -136,8 +136,9 @@ impl Source<'_> {
         Ok(Part {
             kind: self.choice.kind,
             name: self.chosen.info.name.clone(),
+            // As this host writes them: a newer SDK may have added sections that it passes over.
+            bytes: program.to_bytes(),
             program,
-            bytes,
             origin: format!("{} (fwp-sdk {}, sha256 {sha256})", self.chosen.library.display(), self.chosen.sdk_version),
         })
     }
@@ -193,10 +194,6 @@ pub fn checked(kind: Kind, chosen: &Chosen, bytes: &[u8], notices: &mut Vec<Stri
     let program = Program::from_bytes(bytes).map_err(|e| refuse(e.to_string()))?;
     if program.kind != kind || program.name != chosen.info.name {
         return Err(refuse(format!("it describes {} `{}` instead", program.kind, program.name)));
-    }
-    // The bytes are kept and hashed, so there must be one way only to write them.
-    if program.to_bytes() != bytes {
-        return Err(refuse("its bytes are not the canonical ones of the program".into()));
     }
     let found = fwp_program::check(&program).map_err(|e| refuse(e.to_string()))?;
     notices.extend(found.iter().map(|n: &Notice| format!("{}: {n}", chosen.title())));

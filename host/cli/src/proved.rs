@@ -1,6 +1,8 @@
 //! What the host proved about an update rule, in words and as JSON.
 
-use fwp_program::analysis::{Additive, Affine, Analysis, Canonical, Class, Finding, Range, Stratum};
+use fwp_program::CheckError;
+use fwp_program::analysis::{Additive, Affine, Analysis, Canonical, Class, Finding, Range, Stratum, analyse};
+use fwp_program::kernel::{Real, Target, of_rule};
 use fwp_sdk::program::Program;
 use serde_json::{Value, json};
 
@@ -46,8 +48,30 @@ fn chunks(p: &Program, c: &Canonical) -> String {
     text
 }
 
+/// What the host finds out of an update rule without running it.
+pub struct Proved {
+    /// The form of its step.
+    pub analysis: Analysis,
+    /// Why there is no kernel for it at these sizes, if there is none.
+    pub no_kernel: Option<String>,
+}
+
+impl Proved {
+    /// Analyses a rule, and has its kernel written but not compiled.
+    ///
+    /// # Errors
+    /// A step that cannot be analysed.
+    pub fn of(rule: &Program) -> Result<Proved, CheckError> {
+        // Whether there is a kernel depends on neither precision nor machine, but for a text that is far too long.
+        let target = Target { real: Real::F32, vector_bytes: 32 };
+        let no_kernel = of_rule(rule, target).err().map(|why| why.0);
+        Ok(Proved { analysis: analyse(rule)?, no_kernel })
+    }
+}
+
 /// The finding in words and symbols, lines of at most [`WIDTH`] columns where words allow it.
-pub fn text(p: &Program, a: &Analysis) -> String {
+pub fn text(p: &Program, proved: &Proved) -> String {
+    let a = &proved.analysis;
     let mut out = String::new();
     let mut line = |indent: usize, text: &str| {
         out += &output::wrapped(&output::indented(&literal(text), indent), WIDTH);
@@ -82,7 +106,7 @@ pub fn text(p: &Program, a: &Analysis) -> String {
         Err(reason) => format!("no: {reason}"),
     };
     line(4, &format!("chunkwise  {chunkwise}"));
-    line(4, "scan       yes");
+    line(4, &format!("scan       {}", proved.no_kernel.as_ref().map_or("yes".into(), |why| format!("no: {why}"))));
     out
 }
 
@@ -101,7 +125,8 @@ fn heading(p: &Program, f: &Finding) -> String {
 }
 
 /// The finding as JSON.
-pub fn json(p: &Program, a: &Analysis) -> Value {
+pub fn json(p: &Program, proved: &Proved) -> Value {
+    let a = &proved.analysis;
     let strata = a.findings.iter().map(|f| {
         json!({
             "states": names(p, &f.states), "class": f.class.to_string(), "additive": f.additive.to_string(),
@@ -116,10 +141,14 @@ pub fn json(p: &Program, a: &Analysis) -> Value {
         Ok(c) => json!({"applies": true, "how": chunks(p, c)}),
         Err(reason) => json!({"applies": false, "reason": reason.to_string()}),
     };
+    let scan = match &proved.no_kernel {
+        None => json!({"applies": true}),
+        Some(reason) => json!({"applies": false, "reason": reason}),
+    };
     json!({
         "strata": strata.collect::<Vec<_>>(), "reads": a.reads,
         "operations": {"before": before, "step": step, "after": after},
-        "executors": {"reference": {"applies": true}, "chunkwise": chunkwise, "scan": {"applies": true}},
+        "executors": {"reference": {"applies": true}, "chunkwise": chunkwise, "scan": scan},
     })
 }
 
@@ -128,5 +157,54 @@ fn range_name(range: Range) -> &'static str {
         Range::Log => "log",
         Range::Positive => "positive",
         Range::Signed => "signed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fwp_sdk::prelude::*;
+    use fwp_sdk::testing;
+
+    use super::*;
+
+    config! {
+        /// A rule whose loop is too long for a kernel, unless it is told otherwise.
+        pub struct Looping {
+            /// How often it goes round.
+            times: usize = 5000,
+        }
+    }
+
+    impl UpdateRule for Looping {
+        const NAME: &'static str = "looping";
+        const CITATION: &'static str = "test";
+        const OBJECTIVE: &'static str = "none: a test";
+        fn signature(&self, dims: Dims) -> Signature {
+            Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros)
+        }
+        fn step(&self, s: &mut Step) {
+            let (q, k, v) = s.query_key_value();
+            let w = s.repeat(self.times, &[&s.state("w")], &[&outer(v, k)], |w, x| vec![(&w[0] + &x[0]).tanh()]);
+            s.output(w[0].matvec(&q));
+            s.set_state("w", &w[0]);
+        }
+    }
+
+    #[test]
+    fn a_rule_without_a_kernel_is_said_to_have_none_and_why() {
+        for (times, why) in [(5, None), (5000, Some("with its loops written out it has more than 4000 operations"))] {
+            let rule = testing::rule::<Looping>(json!({ "times": times }), testing::DIMS).unwrap();
+            let proved = Proved::of(&rule).unwrap();
+            assert_eq!(proved.no_kernel.as_deref(), why);
+            let (said, listed) = (text(&rule, &proved), json(&rule, &proved));
+            let scan = &listed["executors"]["scan"];
+            match why {
+                None => assert!(said.contains("scan       yes") && *scan == json!({ "applies": true }), "{said}{scan}"),
+                Some(why) => {
+                    assert!(said.contains(&format!("scan       no: {why}")), "{said}");
+                    assert_eq!(*scan, json!({ "applies": false, "reason": why }));
+                }
+            }
+        }
     }
 }

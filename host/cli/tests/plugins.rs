@@ -182,7 +182,7 @@ fn what_is_no_plugin_is_refused_with_cause_and_remedy() {
         ("object.so", "not a shared library"),
         ("random.so", "no ELF header"),
         ("unresolved.so", "fwp_fixture_nobody_defines_this"),
-        ("version.so", "fwp-sdk 0.99.0"),
+        ("version.so", "for version 0.99.0 of the border"),
     ];
     let mut refused = case.refused();
     refused.sort();

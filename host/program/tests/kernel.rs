@@ -4,7 +4,7 @@
 
 mod support;
 
-use fwp_program::kernel::{Real, Target};
+use fwp_program::kernel::{Real, Target, generate, of_rule};
 use fwp_sdk::build::Dims;
 use fwp_sdk::prelude::*;
 use support::kernels::{agree, compile, compiler, differences, draw, in_step, interpreted};
@@ -284,7 +284,7 @@ fn steered_walks() {
             step.states[last].masked = variant != 2;
             let mut w = draw(&step, 11, 3, 7 + variant, 0.4, 4);
             let n = w.steps * w.sequences;
-            w.interval = 4;
+            (w.interval, w.early) = (4, variant as usize);
             w.steering.reset = Some((0..n).map(|i| u8::from(i % 7 == 3)).collect());
             w.steering.write = Some((0..n).map(|i| u8::from(i % 5 != 1)).collect());
             if variant == 1 {
@@ -399,7 +399,7 @@ fn rows_in_blocks() {
 /// Where a step only scales its states and adds to them, sums are carried and no states are kept; elsewhere they are.
 #[test]
 fn sums_in_the_place_of_states() {
-    use fwp_program::kernel::{Gradient, generate};
+    use fwp_program::kernel::Gradient;
     let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
     for (step, carried) in [
         (vector.clone(), true),
@@ -452,7 +452,7 @@ fn strata() {
         assert_eq!(said.map(|n| n.contains(&format!("in {groups} groups"))), (groups > 1).then_some(true), "{name} {sizes}");
         for steered in [false, true] {
             let mut w = draw(&step, 11, 2, 5, 0.3, 4);
-            w.interval = 4;
+            (w.interval, w.early) = (4, 2);
             if steered {
                 let n = w.steps * w.sequences;
                 w.steering.reset = Some((0..n).map(|i| u8::from(i % 9 == 5)).collect());
@@ -493,10 +493,50 @@ fn long_walks_in_single_precision() {
         ("vector decay", in_step(&support::rule::<VectorDecay>(dims(16, 16)))),
     ] {
         let mut w = draw(&step, 400, 1, 5, 0.35, 4);
-        w.interval = 100;
+        (w.interval, w.early) = (100, 60);
         let want = interpreted(&step, &w);
         let got = compile(&cc, &step, SINGLE).run(&step, &w);
         agree(name, &got, &want, 1e-4);
         agree(name, &compile(&cc, &step, DOUBLE).run(&step, &w), &want, 1e-10);
     }
+}
+
+// Written out, its loop is more than a compiler should be given.
+rule!(Endless, |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.repeat(1500, &[&s.state("w")], &[&v, &k], |w, x| vec![&w[0] + outer(x[0].tanh(), &x[1]) * w[0].square()]);
+    s.output(w[0].matvec(&q));
+    s.set_state("w", &w[0]);
+});
+
+// The feature map is in the step, and changes the number of features.
+rule!(
+    Mapping,
+    |dims| Signature::new(dims).key("raw", [dims.key_raw]).raw().state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let w = s.state("w") + outer(v, k + s.phi(s.input("raw")));
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
+/// What `plugins show` asks: is there a kernel, and if not, why?
+#[test]
+fn rules_alone() {
+    let at = Dims { heads: 2, key_raw: 6, key: 6, value: 5, ..Dims::ONE };
+    for (name, program) in [
+        ("delta rnn", support::rule::<DeltaRnn>(at)),
+        ("inner", support::rule::<Inner>(at)),
+        ("mapping", support::rule::<Mapping>(at)),
+        ("mapping to more", support::rule::<Mapping>(Dims { key: 12, ..at })),
+    ] {
+        let kernel = of_rule(&program, SINGLE).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(kernel.source.contains("fwp_backward"), "{name}");
+    }
+    // The same text as for the step with its inputs, where nothing can be taken out of it.
+    let plain = support::rule::<Chained>(at);
+    assert_eq!(of_rule(&plain, SINGLE).unwrap().operations, generate(&in_step(&plain), SINGLE).unwrap().operations);
+    let why = of_rule(&support::rule::<Endless>(at), SINGLE).unwrap_err().to_string();
+    assert_eq!(why, "no kernel: with its loops written out it has more than 4000 operations");
 }

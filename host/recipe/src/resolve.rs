@@ -213,7 +213,7 @@ fn resolve(context: &Context, text: &str, overrides: &Overrides, name: String, f
         .collect();
     check_train(context, &train, &eval, &task, &mut warnings)?;
     check_stop(context, &stop, &eval)?;
-    let target = read_bounds(context, &stop, "eval/accuracy")?;
+    let target = read_target(context, &stop)?;
     let expectation = read_expect(context, &expect)?;
 
     let mut tree = Table::default();
@@ -793,10 +793,22 @@ fn read_expect(context: &Context, expect: &Section) -> Result<Option<Expect>, Re
         note: expect.text("note"),
     };
     match (bounds, expect.values.keys().next()) {
+        (Some(Target { at_most: None, at_least: None, .. }), _) if expect.float("published").is_none() => Err(expect
+            .error(context, "metric", "has nothing beside it that is expected")
+            .help("add published, at_most or at_least".to_string())),
         (None, Some(key)) => {
             Err(expect.error(context, key, "needs `metric` beside it").help("write metric = \"eval/loss\"".to_string()))
         }
         (bounds, _) => Ok(bounds.map(expectation)),
+    }
+}
+
+fn read_target(context: &Context, stop: &Section) -> Result<Option<Target>, RecipeError> {
+    match read_bounds(context, stop, "eval/accuracy")? {
+        Some(Target { at_most: None, at_least: None, .. }) => {
+            Err(stop.error(context, "metric", "is expected to reach nothing").help("add at_most or at_least".to_string()))
+        }
+        target => Ok(target),
     }
 }
 
@@ -818,9 +830,6 @@ fn read_bounds(context: &Context, section: &Section, example: &str) -> Result<Op
             .help("write it as in metrics.jsonl: eval/loss".to_string()));
     }
     match (at_most, at_least) {
-        (None, None) => {
-            Err(section.error(context, "metric", "is expected to reach nothing").help("add at_most or at_least".to_string()))
-        }
         (Some(most), Some(least)) if most < least => {
             Err(section.error(context, "at_most", format!("{most} is below at_least = {least}, so no value passes")))
         }

@@ -247,7 +247,7 @@ pub struct MonitorSettings {
     pub images_every: u64,
 }
 
-/// What was published, and what a recipe must reach (`[expect]`).
+/// What was published, and what a recipe must reach (`[expect]`). There is one of these at least: a bound, or the published value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
@@ -269,9 +269,14 @@ impl Expect {
         within(value, self.at_most, self.at_least)
     }
 
-    /// Whether more is better: only a bound from below is given.
+    /// Whether a run is judged at all, or its value only reported beside the published one.
+    pub fn judges(&self) -> bool {
+        self.at_most.is_some() || self.at_least.is_some()
+    }
+
+    /// Whether more of the metric is better, as of accuracies; not of losses and errors.
     pub fn more_is_better(&self) -> bool {
-        self.at_least.is_some() && self.at_most.is_none()
+        self.metric.ends_with("accuracy")
     }
 }
 

@@ -3,6 +3,20 @@
 //! A header (magic number, the lowest format that a reader must know) and sections.
 //! Sections with an odd number are optional: a reader that does not know one skips it.
 //! Documentation and source places are optional, so that [`Program::essence`] can leave them out.
+//!
+//! # What never changes
+//!
+//! Format 0.1 is frozen: its bytes have one meaning for ever, and every later reader reads them.
+//!
+//! | change | is |
+//! |---|---|
+//! | an optional section | no new format: nobody has to know it |
+//! | an operator, a required section, another value of an enumeration | a new minor format: readers of before refuse it by the header |
+//! | anything that gives bytes of before another meaning | a new major format, beside a reader for those of before |
+//!
+//! A writer names the lowest format that knows all of the program, so a part that uses nothing new is the same bytes as before:
+//! older hosts load it, and runs that were begun with it go on.
+//! `tests/golden` holds the operators of each format, and the programs of the repository's parts.
 
 use super::bytes::{Attribute, BytesError, Reader, Writer};
 use super::shape::{self, limits};
@@ -11,8 +25,10 @@ use super::{
     StateInit, TensorType, Training, Type,
 };
 
-/// The newest format that this SDK writes and reads.
+/// The newest format that this SDK reads.
 pub const FORMAT: (u16, u16) = (0, 1);
+/// The format that knows everything there is so far; with the first addition, a program's format follows from what it holds.
+const NEEDED: (u16, u16) = (0, 1);
 /// Longest program that a reader accepts.
 pub const MAX_BYTES: usize = 16 << 20;
 const MAGIC: &[u8; 4] = b"FWPp";
@@ -44,8 +60,8 @@ impl Program {
     fn encode(&self, with_text: bool) -> Vec<u8> {
         let mut w = Writer::default();
         w.bytes.extend(MAGIC);
-        w.u16(FORMAT.0);
-        w.u16(FORMAT.1);
+        w.u16(NEEDED.0);
+        w.u16(NEEDED.1);
         let mut put = |id: u16, fill: &dyn Fn(&mut Writer)| {
             let mut body = Writer::default();
             fill(&mut body);

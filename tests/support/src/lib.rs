@@ -8,6 +8,10 @@
 //! let library = fwp_test_support::plugin("fwp-rule-delta");
 //! let host = fwp_test_support::executable("fwp-host");
 //! ```
+//!
+//! [`golden`] reads the programs that parts had in the past.
+
+pub mod golden;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! `fwp-host plugins`
 
 use clap::{Args, Subcommand, ValueEnum};
-use fwp_program::analysis::Analysis;
 use fwp_recipe::PluginRef;
 use fwp_sdk::build::{Dims, Memory, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
@@ -17,7 +16,7 @@ use crate::output::{self, WIDTH};
 use crate::plugins::ask::sha256_of;
 use crate::plugins::catalogue::{Catalogue, Status};
 use crate::plugins::{Asker, Chosen, Refusal};
-use crate::proved;
+use crate::proved::{self, Proved};
 
 /// Lists plugins and shows what they are.
 #[derive(Subcommand, Debug)]
@@ -242,7 +241,7 @@ impl Show {
         let mut notices = Vec::new();
         let program = checked(chosen.info.kind, &chosen, &bytes, &mut notices)?;
         let found = match program.kind {
-            Kind::UpdateRule => Some(fwp_program::analysis::analyse(&program).map_err(|e| {
+            Kind::UpdateRule => Some(Proved::of(&program).map_err(|e| {
                 let cause = literal(&e.to_string());
                 Failure::new(Code::Plugin, format!("cannot analyse {}", chosen.title()), cause, "correct the plugin's step")
             })?),
@@ -262,7 +261,7 @@ impl Show {
             inputs: program.inputs.clone(),
             states: program.states.iter().map(|s| json!({"name": s.name, "shape": s.shape, "held": s.held})).collect(),
             program: fwp_program::print(&program),
-            program_sha256: hex(&bytes),
+            program_sha256: hex(&program.to_bytes()),
             analysis: found.as_ref().map(|a| proved::json(&program, a)),
             notices,
         };
@@ -458,7 +457,7 @@ fn interface(name: &str, memory: Memory) -> SlotInterface {
     }
 }
 
-fn text(shown: &Shown, info: &PartInfo, program: &Program, found: Option<&Analysis>) -> String {
+fn text(shown: &Shown, info: &PartInfo, program: &Program, found: Option<&Proved>) -> String {
     let lines = |text: &str| text.lines().map(literal).collect::<Vec<_>>().join("\n");
     let paragraph = |text: &str, by: usize| output::wrapped(&output::indented(&lines(text), by), WIDTH);
     // What follows a label of 11 columns, its further lines below it.

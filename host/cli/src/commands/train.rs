@@ -173,19 +173,12 @@ impl Train {
             if let Some(expect) = &expect {
                 metric.clone_from(&expect.metric);
             }
-            // A bound from below says that more is better.
             let more = expect.as_ref().is_some_and(fwp_recipe::Expect::more_is_better);
             let outcome = run::outcome(&ready.folder.metrics(), &metric, more);
-            let passed = match (&expect, outcome.best) {
-                (Some(expect), Some(best)) => {
-                    if expect.passes(best) {
-                        "yes"
-                    } else {
-                        "no"
-                    }
-                }
-                (Some(_), None) => "no",
-                (None, _) => "-",
+            let passed = match expect.filter(fwp_recipe::Expect::judges) {
+                Some(expect) if outcome.best.is_some_and(|best| expect.passes(best)) => "yes",
+                Some(_) => "no",
+                None => "-",
             };
             let number = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.6}"));
             rows.push(vec![

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule};
+use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use abi_stable::std_types::RSlice;
-use fwp_sdk::border::{PluginRef, SDK_VERSION};
+use fwp_sdk::border::{self, PluginRef, SDK_VERSION};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::Refusal;
@@ -12,24 +12,23 @@ use super::Refusal;
 /// An open plugin library. It is never closed: what it handed out lives as long as the process.
 pub struct Plugin {
     module: PluginRef,
-    version: String,
 }
 
 impl Plugin {
     /// Opens an examined library by its canonical path and checks, in this order: that it is a plugin, the version of
-    /// abi_stable, the version of the SDK, and the layout of what it exports.
+    /// abi_stable, the version of the border, and the layout of what it exports.
     ///
     /// `RootModule::load_from_file` must never be used here: it gives the first library of the process for every later path.
     pub fn open(path: &Path) -> Result<Plugin, Refusal> {
         let header = header(path)?;
-        let version = sdk_version(header)?;
+        border_version(header)?;
         let module = header.init_root_module::<PluginRef>().map_err(|e| refused(&e))?;
-        Ok(Plugin { module, version })
+        Ok(Plugin { module })
     }
 
     /// The version of the SDK that the plugin was built with.
-    pub fn sdk_version(&self) -> &str {
-        &self.version
+    pub fn sdk_version(&self) -> String {
+        self.module.sdk_version()().to_string()
     }
 
     /// The parts, as JSON.
@@ -76,20 +75,22 @@ fn header(path: &Path) -> Result<&'static LibHeader, Refusal> {
     header.upgrade().map_err(|e| refused(&e))
 }
 
-/// The version of the SDK that a library was built with; in 0.y the y has to agree, later the major version.
-fn sdk_version(header: &LibHeader) -> Result<String, Refusal> {
-    let found = header.version_strings().version.as_str().to_string();
-    let ours = PluginRef::VERSION_STRINGS.version.as_str();
-    if compatible(&found, ours) {
-        return Ok(found);
+/// Refuses a library of another border; in 0.y the y has to agree, later the major version.
+fn border_version(header: &LibHeader) -> Result<(), Refusal> {
+    let found = header.version_strings().version.as_str();
+    if compatible(found, border::VERSION) {
+        return Ok(());
     }
     Err(Refusal::new(
-        format!("it was built with fwp-sdk {found}, this host takes fwp-sdk {ours}"),
-        format!("rebuild the plugin against fwp-sdk {ours}, or use the fwp-host that belongs to fwp-sdk {found}"),
+        format!(
+            "it was built for version {found} of the border between plugins and host, this host has version {}",
+            border::VERSION
+        ),
+        format!("rebuild the plugin against fwp-sdk {SDK_VERSION}, or use the fwp-host of the SDK that it was built with"),
     ))
 }
 
-/// Whether a plugin of SDK `found` and a host of SDK `ours` understand each other.
+/// Whether a library of border `found` and a host of border `ours` understand each other.
 fn compatible(found: &str, ours: &str) -> bool {
     let parts = |version: &str| -> Option<(u64, u64)> {
         let mut numbers = version.split('.').map(|n| n.parse().ok());

@@ -40,7 +40,7 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
     let found = evaluate(&opened.model, &opened.task, how, None)?.context("the evaluation was interrupted")?;
     opened.executors.take_notices().iter().for_each(|notice| eprintln!("warning: {notice}"));
     let measured = |name: &str| found.metrics.get(name).copied().unwrap_or(f64::NAN);
-    let passes = plan.expect.as_ref().map(|e| e.passes(measured(&e.metric)));
+    let passes = plan.expect.as_ref().filter(|e| e.judges()).map(|e| e.passes(measured(&e.metric)));
     if options.json {
         let mut document: Value = json!({
             "run": run.path(), "checkpoint": loaded.path, "step": found.step,

@@ -409,7 +409,7 @@ pub fn compare(expect: &Expect, measured: f64) -> String {
         (Some(x), None) => format!("expected at most {x}"),
         (None, Some(x)) => format!("expected at least {x}"),
         (Some(x), Some(y)) => format!("expected from {y} to {x}"),
-        (None, None) => "nothing expected".to_string(),
+        (None, None) => return format!("result     {} measured {measured:.6}, {published}: not judged", expect.metric),
     };
     let verdict = if expect.passes(measured) { "as expected" } else { "not as expected" };
     format!("result     {} measured {measured:.6}, {published}, {wanted}: {verdict}", expect.metric)

@@ -14,7 +14,7 @@ const MAX_NODES: usize = 20_000;
 /// A step with gradients written out, calls and loops put in place, equal nodes merged and unused ones left out.
 ///
 /// Parameters of called functions are its own, under their paths.
-pub(super) struct Flat {
+pub(crate) struct Flat {
     /// The step.
     pub step: Function,
     /// Types of its nodes.
@@ -25,7 +25,7 @@ pub(super) struct Flat {
 ///
 /// # Errors
 /// A program that breaks the shape rules, has no step, or unrolls to more than 20 000 nodes.
-pub(super) fn flatten(p: &Program) -> Result<Flat, CheckError> {
+pub(crate) fn flatten(p: &Program) -> Result<Flat, CheckError> {
     let expanded = expand_gradients(p)?;
     let step = expanded.entry(entry::STEP).ok_or_else(|| CheckError::new(p, Problem::MissingEntry(entry::STEP)))?;
     let mut inliner = Inliner { p: &expanded, editor: Editor::new(&expanded, &[], step), repetitions: 0 };

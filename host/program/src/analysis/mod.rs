@@ -30,7 +30,7 @@ mod derive;
 mod emit;
 mod fault;
 mod finding;
-mod flatten;
+pub(crate) mod flatten;
 pub mod form;
 mod linear;
 mod matrix;

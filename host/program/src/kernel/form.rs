@@ -76,7 +76,7 @@ impl Target {
 /// ```c
 /// struct fwp_scan {
 ///     int64_t steps, sequences;
-///     int64_t interval;                /* steps between two checkpoints */
+///     int64_t interval, early;         /* steps between two checkpoints; how much earlier all but that before step 0 are, 0 <= early < interval */
 ///     const void *const *in;           /* crossing values: real, int64_t or uint8_t (mask) by their type; elements of one step are contiguous */
 ///     const int64_t *in_step;          /* elements from one step to the next; 0: the same at every step */
 ///     const int64_t *in_sequence;      /* elements from one sequence to the next; 0: the same for all */
@@ -86,7 +86,7 @@ impl Target {
 ///     const int64_t *index;            /* [steps, sequences]; null: the step's number */
 ///     real *const *kept;               /* [steps, sequences, value] */
 ///     real *const *end;                /* states after the last step, [sequences, state] */
-///     real *const *checkpoint;         /* [ceil(steps / interval) + 1, sequences, state], states before steps 0, interval, ..., and after the last; null: none are kept */
+///     real *const *checkpoint;         /* [ceil((steps + early) / interval) + 1, sequences, state], states before steps 0, interval - early, 2 interval - early, ..., and after the last; null: none are kept */
 ///     /* backward only */
 ///     const real *const *kept_gradient;     /* as kept; an entry is null where nothing depends on it */
 ///     const real *const *end_gradient;      /* as end; an entry may be null */
@@ -102,10 +102,10 @@ impl Target {
 /// ```
 ///
 /// A *unit* is `together` blocks of rows of one sequence: unit = sequence * (blocks / together) + part. Units share nothing and may run at the same time.
-/// The blocks of a unit take turns, `interval` steps each, so that what they all read is still close by.
+/// The blocks of a unit take turns, a segment each, so that what they all read is still close by.
 /// While a unit runs, results below the smallest normal number are zero; the mode of the calling thread is then as before.
 /// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
-/// Backward walks segments of `interval` steps from the last to the first.
+/// Backward walks the segments between checkpoints from the last to the first.
 /// States are computed back from those after the segment, or again from its checkpoint; they, or sums over them, are kept in `scratch`. Vectors that the adjoint reads are in `saved`.
 /// All entries of `in_gradient` that are not null are written in full.
 #[derive(Clone, Debug)]

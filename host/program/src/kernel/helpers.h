@@ -74,7 +74,7 @@ static inline __attribute__((unused)) void fwp_foresee_write(const void *p, int6
 
 struct fwp_scan {
     int64_t steps, sequences;
-    int64_t interval;
+    int64_t interval, early;
     const void *const *in;
     const int64_t *in_step;
     const int64_t *in_sequence;
@@ -93,3 +93,20 @@ struct fwp_scan {
     real *saved;
     int64_t together;
 };
+
+/* Segments: the first has interval - early steps, all others but the last have interval. */
+static inline __attribute__((unused)) int64_t fwp_segment(const struct fwp_scan *s, int64_t begin)
+{
+    return (begin + s->early) / s->interval;
+}
+
+static inline __attribute__((unused)) int64_t fwp_segments(const struct fwp_scan *s)
+{
+    return (s->steps + s->early + s->interval - 1) / s->interval;
+}
+
+static inline __attribute__((unused)) int64_t fwp_begin(const struct fwp_scan *s, int64_t segment)
+{
+    const int64_t begin = segment ? segment * s->interval - s->early : 0;
+    return begin < s->steps ? begin : s->steps;
+}

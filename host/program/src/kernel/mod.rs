@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`form`] | the agreement with the engine that runs kernels |
+//! | `rule` | the kernel of a rule alone, for `plugins show` |
 //! | `axes`, `graph`, `lower` | the step and its adjoint as sums and products over named axes |
 //! | `carry` | gradients of decays without the states themselves |
 //! | `adapt` | what is stored for the adjoint, which gradients are products, which axis is split |
@@ -28,9 +29,11 @@ mod layout;
 mod lower;
 mod nests;
 mod print;
+mod rule;
 mod strata;
 
 pub use form::*;
+pub use rule::of_rule;
 
 /// Why no kernel can be made of a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

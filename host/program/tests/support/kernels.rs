@@ -23,6 +23,7 @@ pub struct Walk {
     pub steps: usize,
     pub sequences: usize,
     pub interval: usize,
+    pub early: usize,
     /// Blocks of one unit.
     pub together: usize,
     /// By argument, `[steps, sequences, value]` as far as it changes with them.
@@ -150,6 +151,7 @@ pub fn draw(step: &InStep, steps: usize, sequences: usize, seed: u64, scale: f64
         sequences,
         together: 1,
         interval: ((steps as f64).sqrt().ceil() as usize).max(1),
+        early: 0,
         inputs,
         start,
         fresh,
@@ -377,7 +379,7 @@ impl Compiled {
                 Real::F32 => bytes.extend((*x as f32).to_ne_bytes()),
             });
         };
-        for v in [w.steps, w.sequences, w.interval, w.inputs.len(), step.states.len(), step.kept, self.kernel.blocks] {
+        for v in [w.steps, w.sequences, w.interval, w.early, w.inputs.len(), step.states.len(), step.kept, self.kernel.blocks] {
             int(&mut bytes, v);
         }
         let k = &self.kernel;

@@ -33,7 +33,7 @@ static void *room(int64_t bytes)
 
 int main(void)
 {
-    const int64_t steps = take_int(), sequences = take_int(), interval = take_int();
+    const int64_t steps = take_int(), sequences = take_int(), interval = take_int(), early = take_int();
     const int64_t n_in = take_int(), n_states = take_int(), n_kept = take_int(), blocks = take_int();
     const int64_t together = take_int(), saved = take_int();
     const int64_t forward = take_int(), backward = take_int();
@@ -61,7 +61,7 @@ int main(void)
         end[i] = room(n * sizeof(real));
         start_gradient[i] = room(n * sizeof(real));
         fresh_gradient[i] = room(n * sizeof(real));
-        checkpoint[i] = room(((steps + interval - 1) / interval + 1) * n * sizeof(real));
+        checkpoint[i] = room(((steps + early + interval - 1) / interval + 1) * n * sizeof(real));
     }
     const real *kept_gradient[64];
     real *kept[64];
@@ -72,7 +72,7 @@ int main(void)
         kept[i] = room(kept_n[i] * sizeof(real));
     }
     struct fwp_scan s = {0};
-    s.steps = steps, s.sequences = sequences, s.interval = interval;
+    s.steps = steps, s.sequences = sequences, s.interval = interval, s.early = early;
     s.in = in, s.in_step = in_step, s.in_sequence = in_sequence;
     s.start = start;
     s.together = together, s.saved = room(saved * sizeof(real));

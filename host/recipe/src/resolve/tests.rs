@@ -137,8 +137,8 @@ fn faults_of_a_file_are_placed_and_named() {
             "zoo/x/recipe.toml:11:1: stop.metric: is expected to reach nothing; add at_most or at_least",
         ),
         (
-            with("[expect]\nmetric = \"eval/loss\"\npublished = 1.0"),
-            "zoo/x/recipe.toml:11:1: expect.metric: is expected to reach nothing; add at_most or at_least",
+            with("[expect]\nmetric = \"eval/loss\""),
+            "zoo/x/recipe.toml:11:1: expect.metric: has nothing beside it that is expected; add published, at_most or at_least",
         ),
         (
             with("[expect]\nat_most = 1.0"),

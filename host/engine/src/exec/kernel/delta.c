@@ -3,7 +3,7 @@
 #include <string.h>
 typedef REAL real;
 struct fwp_scan {
-    int64_t steps, sequences, interval;
+    int64_t steps, sequences, interval, early;
     const void *const *in;
     const int64_t *in_step, *in_sequence;
     const real *const *start, *const *fresh;

@@ -30,6 +30,7 @@ struct Scan {
     steps: i64,
     sequences: i64,
     interval: i64,
+    early: i64,
     input: *const *const c_void,
     in_step: *const i64,
     in_sequence: *const i64,
@@ -138,6 +139,8 @@ pub(super) struct Buffers {
     pub sequences: i64,
     /// Steps between checkpoints.
     pub interval: i64,
+    /// How much earlier all checkpoints but the first are.
+    pub early: i64,
     /// Values that cross into the steps.
     pub inputs: Vec<Input>,
     /// Elements of every state.
@@ -171,7 +174,8 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Number of checkpoints: one in front of every segment, and one after the last.
     pub fn checkpoints(&self) -> i64 {
-        self.steps / self.interval + i64::from(self.steps % self.interval != 0) + 1
+        let steps = self.steps + self.early;
+        steps / self.interval + i64::from(steps % self.interval != 0) + 1
     }
 }
 
@@ -208,7 +212,10 @@ impl Call {
         let b = &buffers;
         let blocks = kernel.blocks as i64;
         let parted = b.together > 0 && blocks > 0 && blocks % b.together == 0;
-        ensure!(b.steps > 0 && b.sequences > 0 && b.interval > 0 && parted, "internal: a kernel without work");
+        ensure!(
+            b.steps > 0 && b.sequences > 0 && (0..b.interval).contains(&b.early) && parted,
+            "internal: a kernel without work"
+        );
         let whole = |what: &str, t: &Tensor, kind: Kind, elements: i64| -> Result<()> {
             let fits = t.device() == Device::Cpu && t.kind() == kind && t.is_contiguous() && t.numel() as i64 == elements;
             ensure!(fits, "internal: {what} of a kernel is {:?} {:?}; expected {elements} elements {kind:?}", t.size(), t.kind());
@@ -322,6 +329,7 @@ impl Call {
             steps: b.steps,
             sequences: b.sequences,
             interval: b.interval,
+            early: b.early,
             input: input.as_ptr(),
             in_step: in_step.as_ptr(),
             in_sequence: in_sequence.as_ptr(),

@@ -25,6 +25,13 @@ use crate::shim::{self, Backward, custom_function};
 /// Not a number of the machine: sums over units would have other bits elsewhere.
 const UNITS: i64 = 4;
 
+/// Most steps over which states are computed back, where the number of all steps allows it: every step adds a rounding.
+const COMPUTED_BACK: i64 = 128;
+
+/// Steps of the first segment of such a walk. What is read from the first state alone, such as the gradient of an initial vector,
+/// has nothing to even its roundings out with.
+const FIRST: i64 = 8;
+
 /// Floating point operations below which a piece of work is not worth a thread of its own.
 const GRAIN: usize = 50_000;
 
@@ -193,7 +200,7 @@ impl Walk {
     }
 
     /// Steps between two checkpoints: as many as have their scratch in a quarter of the second-level cache, at least a quarter of the root of all.
-    /// States that are computed back leave that scratch alone but for resets, and may have all of the cache.
+    /// States that are computed back leave that scratch alone but for resets, and may have all of the cache, for at most [`COMPUTED_BACK`] steps.
     /// Where only sums are kept, what the steps read stays in the cache beside them, and is several times as much.
     fn interval(self, built: &Built) -> i64 {
         let share = match (built.kernel.computed_back, built.kernel.carried) {
@@ -203,7 +210,8 @@ impl Walk {
         };
         let fits = second_level_cache() / share / built.kernel.backward_scratch_a_step.max(1);
         let least = ((self.steps as f64).sqrt() / 4.0).ceil() as i64;
-        i64::try_from(fits).unwrap_or(i64::MAX).max(least).clamp(1, self.steps)
+        let most = if built.kernel.computed_back { COMPUTED_BACK.max(least) } else { i64::MAX };
+        i64::try_from(fits).unwrap_or(i64::MAX).max(least).min(most).clamp(1, self.steps)
     }
 
     /// Blocks of one unit: as many as leave [`UNITS`] units. Units of one sequence have partial sums of some gradients each.
@@ -222,10 +230,12 @@ impl Walk {
             kind: kind_of(ty, precision),
         });
         let [reset, write, index] = tensors.flags;
+        let interval = self.interval(built);
         Buffers {
             steps: self.steps,
             sequences: self.samples,
-            interval: self.interval(built),
+            interval,
+            early: if built.kernel.computed_back { (interval - FIRST).max(0) } else { 0 },
             inputs: inputs.collect(),
             states: built.lowered.step.states.iter().map(|s| s.state.shape.iter().product::<usize>() as i64).collect(),
             kept_elements: built.lowered.kept.iter().map(elements).collect(),

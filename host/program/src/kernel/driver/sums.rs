@@ -33,7 +33,7 @@ impl Driver<'_> {
         for (i, r) in rooms.iter().enumerate() {
             let Some(Where::Passing { tile, mark }) = r.state else { continue };
             let own = format!("(m + {tile})");
-            t += &self.checkpoint(i, &own, "begin / s->interval", Way::In, 4)?;
+            t += &self.checkpoint(i, &own, "fwp_segment(s, begin)", Way::In, 4)?;
             reset += &self.state_of_sequence(i, &own, "s->fresh", Way::In, 12)?;
             let _ = writeln!(places, "        at->state[{i}] = m + {tile};");
             let _ = writeln!(places, "        at->next[{i}] = {} ? m + {tile} : m + {};", self.taken(i), r.trash);

@@ -124,12 +124,11 @@ impl Driver<'_> {
         };
         each(&mut t, 4, "begin", "");
         if back {
-            t += "    for (int64_t segment = (s->steps + s->interval - 1) / s->interval - 1; segment >= 0; segment--) {\n";
-            t += "        const int64_t begin = segment * s->interval;\n";
+            t += "    for (int64_t segment = fwp_segments(s) - 1; segment >= 0; segment--) {\n";
         } else {
-            t += "    for (int64_t begin = 0; begin < s->steps; begin += s->interval) {\n";
+            t += "    for (int64_t segment = 0; segment < fwp_segments(s); segment++) {\n";
         }
-        t += "        const int64_t end = begin + s->interval < s->steps ? begin + s->interval : s->steps;\n";
+        t += "        const int64_t begin = fwp_begin(s, segment), end = fwp_begin(s, segment + 1);\n";
         let slots = if back { format!(", m + together * {stride}") } else { String::new() };
         each(&mut t, 8, "steps", &format!(", begin, end{slots}"));
         t += "    }\n";
@@ -172,7 +171,7 @@ impl Driver<'_> {
         t += &self.row0();
         let mut kept = String::new();
         for (i, (place, _)) in states.iter().enumerate() {
-            kept += &self.checkpoint(i, &format!("(m + {place})"), "begin / s->interval", Way::Out, 8)?;
+            kept += &self.checkpoint(i, &format!("(m + {place})"), "fwp_segment(s, begin)", Way::Out, 8)?;
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}");
         t += "    for (int64_t t = begin; t < end; t++) {\n";
@@ -201,7 +200,7 @@ impl Driver<'_> {
         for (i, (place, _)) in states.iter().enumerate() {
             let own = format!("(m + {place})");
             t += &self.state_of_sequence(i, &own, "s->end", Way::Out, 4)?;
-            kept += &self.checkpoint(i, &own, "(s->steps + s->interval - 1) / s->interval", Way::Out, 8)?;
+            kept += &self.checkpoint(i, &own, "fwp_segments(s)", Way::Out, 8)?;
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}\n}}\n");
         Ok(t + &self.entry("forward", false))
@@ -292,8 +291,8 @@ impl Driver<'_> {
         }
         for (i, r) in rooms.iter().enumerate() {
             let (own, which) = match &r.state {
-                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "begin / s->interval + !again"),
-                Some(Where::Slot(at)) => (format!("(slots + {at})"), "begin / s->interval"),
+                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "fwp_segment(s, begin) + !again"),
+                Some(Where::Slot(at)) => (format!("(slots + {at})"), "fwp_segment(s, begin)"),
                 Some(Where::Passing { .. }) | None => continue,
             };
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
