@@ -41,7 +41,25 @@ VARIANTS = {
 }
 
 # Why a rule is slower than it should be, by its name and settings; printed only where it is.
-REMARKS: Dict[str, str] = {}
+REMARKS: Dict[str, str] = {
+    "delta-lstm": "six matrices, 96 KiB a head, are more than the nearest cache holds: "
+    "every step forwards reads and writes them in the next one",
+    "fwp-1991": "a tanh of every element of the matrix at every step, which the loop computes in vectors too; "
+    "the walk back computes it twice more, because no step can be taken back",
+    "gsa": "two memories with a decay for every slot and a softmax between their reads: each is as much work as `gla`",
+    "log-linear": "decay and read go through all 11 matrices at every step, 176 KiB a head, forwards and, "
+    "with their gradients, back; levels that hold nothing are not left out",
+    "rwkv7": "decays of columns and a transition of rank one in one step: it can be neither taken back nor carried, "
+    "so the walk back reads states that are stored for every step of a segment",
+    "srwm": "three times the rows, and two reads that wait for each other: "
+    "matrix and gradient are more than the nearest cache holds",
+    "titans depth=2 rate=0.01": "weights and momenta of two layers are 256 KiB a head and fade, so the walk back computes "
+    "them again and stores them for every step of a segment: its time is that of the second-level cache and of memory",
+    "ttt-linear": "weights and sums are stored for every step of a segment on the walk back, "
+    "although the weights change every 16 steps only",
+    "ttt-mlp": "weights and sums of two layers are 256 KiB a head and stored for every step of a segment on the walk back, "
+    "although the weights change every 16 steps only; the loop's products are large enough to be fast",
+}
 
 
 class Subject(NamedTuple):

@@ -4,9 +4,9 @@
 //! the outer product of a key and a value is a matrix for every step and stays in the step.
 //! So hoisting is bounded, both before the steps and after them.
 
-use fwp_sdk::program::{Function, NodeId, Op, Type};
+use fwp_sdk::program::{Function, NodeId, Op, Output, Type};
 
-use crate::graph::{consumers, elements};
+use crate::graph::{consumers, elements, sizes};
 
 /// When a node is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,14 +87,15 @@ pub fn schedule(f: &Function, types: &[Type]) -> Vec<When> {
     }
 }
 
-/// The same with everything in the steps that only they read: a kernel has it at hand there, and no value of it goes through memory.
+/// The same with everything in the steps that only they read, and with what would keep matrices of every step for later:
+/// a kernel has it at hand there, and no value of it goes through memory.
 ///
 /// What comes from a product with a matrix stays before the steps, where it is one large product, and so does all that it is made of.
-pub fn sunk(f: &Function, when: &[When]) -> Vec<When> {
+pub fn sunk(f: &Function, types: &[Type], when: &[When]) -> Vec<When> {
     let readers = consumers(f);
     let mut stays = vec![false; f.nodes.len()];
     f.outputs.iter().for_each(|o| stays[o.node as usize] = true);
-    let mut when = when.to_vec();
+    let mut when = gathered(f, types, when);
     for i in (0..f.nodes.len()).rev() {
         let node = &f.nodes[i];
         let may = match when[i] {
@@ -102,8 +103,7 @@ pub fn sunk(f: &Function, when: &[When]) -> Vec<When> {
                 node.op,
                 Op::Argument { .. } | Op::StepIndex | Op::MatVec | Op::MatVecT | Op::MatMul | Op::SolveSpd { .. }
             ),
-            // A number that was written down.
-            When::Once => matches!(node.op, Op::Constant { .. } | Op::Integer { .. }),
+            When::Once => is_sooner_made_than_read(&node.op),
             When::Step | When::After => continue,
         };
         if may && !stays[i] && readers[i].iter().all(|r| when[*r as usize] == When::Step) {
@@ -115,6 +115,45 @@ pub fn sunk(f: &Function, when: &[When]) -> Vec<When> {
     when
 }
 
+/// The same with the operations after the steps that turn matrices into something smaller, and all that leads to them, in the steps:
+/// a matrix that is kept for every step costs more than anything that is computed of it.
+fn gathered(f: &Function, types: &[Type], when: &[When]) -> Vec<When> {
+    let mut when = when.to_vec();
+    let mut most = matrices_kept(f, types, &when);
+    for i in 0..f.nodes.len() {
+        if most == 0 {
+            break;
+        }
+        if when[i] != When::After {
+            continue;
+        }
+        let mut moved = when.clone();
+        let mut open = vec![i];
+        while let Some(n) = open.pop() {
+            if moved[n] == When::After {
+                moved[n] = When::Step;
+                open.extend(f.nodes[n].operands.iter().map(|o| *o as usize));
+            }
+        }
+        let kept = matrices_kept(f, types, &moved);
+        if kept < most {
+            (when, most) = (moved, kept);
+        }
+    }
+    when
+}
+
+/// Elements of the values with several dimensions that every step keeps for what follows the steps.
+fn matrices_kept(f: &Function, types: &[Type], when: &[When]) -> usize {
+    let mut kept = vec![false; f.nodes.len()];
+    f.outputs.iter().filter(|o| !is_state(o)).for_each(|o| kept[o.node as usize] = true);
+    for (node, _) in f.nodes.iter().zip(when).filter(|(_, w)| **w == When::After) {
+        node.operands.iter().for_each(|o| kept[*o as usize] = true);
+    }
+    let matrix = |i: usize| sizes(&types[i]).len() >= 2;
+    (0..kept.len()).filter(|i| kept[*i] && when[*i] == When::Step && matrix(*i)).map(|i| elements(&types[i])).sum()
+}
+
 /// The same for a function that reads no state, as a kernel computes it: step by step, whatever varies by step.
 pub fn stateless(f: &Function, types: &[Type]) -> Vec<When> {
     let mut when = schedule(f, types);
@@ -123,11 +162,22 @@ pub fn stateless(f: &Function, types: &[Type]) -> Vec<When> {
             *when = When::Step;
         }
     }
-    sunk(f, &when)
+    sunk(f, types, &when)
+}
+
+/// Whether a value that is the same at every step is computed where it is used: numbers and places that were written down,
+/// what compares them, and copies along a further dimension, which take up room outside of a kernel and none in it.
+fn is_sooner_made_than_read(op: &Op) -> bool {
+    let number = matches!(op, Op::Constant { .. } | Op::Integer { .. } | Op::Arange { .. });
+    number || matches!(op, Op::Expand { .. } | Op::Equal | Op::Less | Op::LessEqual | Op::ToFloat)
 }
 
 fn state_results(f: &Function) -> impl Iterator<Item = NodeId> {
-    f.outputs.iter().filter(|o| o.name.starts_with("state.")).map(|o| o.node)
+    f.outputs.iter().filter(|o| is_state(o)).map(|o| o.node)
+}
+
+fn is_state(o: &Output) -> bool {
+    o.name.starts_with("state.")
 }
 
 /// Whether the result shares its operand's memory.

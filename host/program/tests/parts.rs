@@ -8,7 +8,7 @@ use fwp_program::equivalent::random_inputs;
 use fwp_program::interpret::{Array, Inputs, Random, Value, evaluate};
 use fwp_program::{
     CheckError, ModelPrograms, Problem, SlotPrograms, Source, When, check, effective_signals, equivalent, estimate,
-    expand_gradients, print, restated_agrees, schedule, separate, with_effective, with_feature_map,
+    expand_gradients, print, restated_agrees, schedule, separate, sunk, with_effective, with_feature_map,
 };
 use fwp_sdk::build::Memory;
 use fwp_sdk::prelude::*;
@@ -397,6 +397,36 @@ fn hoisting_is_bounded() {
     let times = schedule(p.entry("step").unwrap(), &step_types(&p));
     assert_eq!(when(&p, &times, Op::Exp), When::AllSteps);
     assert_eq!(when(&p, &times, Op::Expand { axis: 0, size: DIMS.value }), When::Step);
+}
+
+// The output reads what the state will be, which itself is not the state: a matrix of every step, if it were read later.
+rule!(
+    Ahead,
+    |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros).held(4).state(
+        "sum",
+        [dims.value, dims.key],
+        StateStart::Zeros
+    ),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let sum = s.state("sum") + outer(&v, &k);
+        let ahead = s.state("w") - &sum;
+        s.output(ahead.matvec(&q).tanh().layer_norm(1e-6));
+        s.set_state("w", s.state("w") * 0.5);
+        s.set_state("sum", sum * 0.5);
+    }
+);
+
+#[test]
+fn a_kernel_keeps_no_matrix_of_every_step() {
+    let p = describe::<Ahead>(DIMS);
+    let (step, types) = (p.entry("step").unwrap(), step_types(&p));
+    let times = schedule(step, &types);
+    assert_eq!(when(&p, &times, Op::MatVec), When::After);
+    let times = sunk(step, &types, &times);
+    assert_eq!(when(&p, &times, Op::MatVec), When::Step);
+    // The answer is a vector: what is made of it can wait.
+    assert_eq!(when(&p, &times, Op::Tanh), When::After);
 }
 
 rule!(

@@ -81,7 +81,7 @@ impl StepPlan {
         let types = types_of(program, &function, &states)?;
         let when = match states[..] {
             [] => fwp_program::stateless(&function, &types),
-            _ => fwp_program::sunk(&function, &fwp_program::schedule(&function, &types)),
+            _ => fwp_program::sunk(&function, &types, &fwp_program::schedule(&function, &types)),
         };
         Ok(StepPlan::scheduled(program, function, states, types, when))
     }

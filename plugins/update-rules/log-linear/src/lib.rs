@@ -38,17 +38,18 @@ impl UpdateRule for LogLinear {
         let (q, k, v) = s.query_key_value();
         let old = s.state("s");
         let [levels, rows, columns] = old.shape()[..] else { refuse("the state is a stack of matrices") };
-        let flat = old.reshape(&[levels, rows * columns]);
         let into = (s.index().trailing_zeros() + 1).min(levels as i64 - 1);
         let level = s.arange(levels);
+        // A number for every level beside its matrix, and a matrix beside every level.
+        let each = |numbers: Expr| numbers.expand(1, rows).expand(2, columns);
+        let all = |matrix: Expr| matrix.expand(0, levels);
         // What is below flows into one level together with what is there, and higher levels stay.
-        let moved = flat.matvec_t(level.less_equal(&into).to_float());
-        let kept = flat.scale_rows(into.less(&level).to_float()) + outer(level.equal(&into).to_float(), moved);
-        let pair = outer(level.equal(0).to_float(), outer(v, k).reshape(&[rows * columns]));
-        let new = s.signal("alpha").sigmoid() * kept + pair;
-        let reads = new.reshape(&[levels * rows, columns]).matvec(q).reshape(&[levels, rows]);
+        let moved = (each(level.less_equal(&into).to_float()) * &old).sum_over_axes(&[0]);
+        let kept = each(into.less(&level).to_float()) * old + each(level.equal(&into).to_float()) * all(moved);
+        let new = s.signal("alpha").sigmoid() * kept + each(level.equal(0).to_float()) * all(outer(v, k));
+        let reads = (&new * q.expand(0, rows).expand(0, levels)).sum_over_axes(&[2]);
         s.output(reads.matvec_t(s.signal("lambda").softplus()));
-        s.set_state("s", new.reshape(&[levels, rows, columns]));
+        s.set_state("s", new);
     }
 }
 
