@@ -24,7 +24,7 @@ fn in_step(rule: &Program) -> Result<InStep, String> {
     let rule = with_feature_map(rule, &stand_in(rule)).map_err(|e| e.to_string())?;
     let flat = flatten(&rule).map_err(|e| e.to_string())?;
     let (f, types) = (&flat.step, &flat.types);
-    let when = sunk(f, &schedule(f, types));
+    let when = sunk(f, types, &schedule(f, types));
     let is_step = |i: usize| when[i] == When::Step;
     let next = |name: &str| f.output(&format!("state.{name}")).ok_or_else(|| format!("state `{name}` has no next value"));
     let next: Vec<NodeId> = rule.states.iter().map(|s| next(&s.name)).collect::<Result<_, _>>()?;
