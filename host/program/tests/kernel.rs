@@ -54,6 +54,25 @@ rule!(
     }
 );
 
+// Two memories that fade alike: the gradient of the decay is a sum over both. The second is read with what the first answers.
+rule!(
+    SharedDecay,
+    |dims| Signature::new(dims).signal("decay", [dims.key]).state("keys", [dims.key, dims.key], StateStart::Zeros).state(
+        "values",
+        [dims.key, dims.value],
+        StateStart::Zeros
+    ),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let a = s.signal("decay").sigmoid();
+        let keys = s.state("keys").scale_rows(&a) + outer(1 - &a, k);
+        let values = s.state("values").scale_rows(&a) + outer(1 - &a, v);
+        s.output(values.matvec_t(keys.matvec(q).softmax()));
+        s.set_state("keys", keys);
+        s.set_state("values", values);
+    }
+);
+
 rule!(
     VectorDecay,
     |dims| Signature::new(dims).signal("decay", [dims.key]).state("w", [dims.value, dims.key], StateStart::Zeros),
@@ -235,6 +254,7 @@ fn gated_delta() {
 #[test]
 fn vector_decay() {
     judge::<VectorDecay>(SIZES, 0.5);
+    judge::<SharedDecay>(SIZES, 0.5);
 }
 
 #[test]
@@ -277,6 +297,7 @@ fn steered_walks() {
         ("mlstm", in_step(&support::rule::<MLstm>(dims(8, 8)))),
         ("coupled", in_step(&support::rule::<Coupled>(dims(5, 3)))),
         ("vector decay", in_step(&support::rule::<VectorDecay>(dims(7, 5)))),
+        ("a decay of two states", in_step(&support::rule::<SharedDecay>(dims(7, 5)))),
     ] {
         for variant in 0..3 {
             let last = step.states.len() - 1;
@@ -403,6 +424,7 @@ fn sums_in_the_place_of_states() {
     let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
     for (step, carried) in [
         (vector.clone(), true),
+        (in_step(&support::rule::<SharedDecay>(dims(64, 64))), true),
         // The gradient of a key is a sum over the state with what the state's gradient gives.
         (in_step(&support::rule::<GatedDelta>(dims(64, 64))), false),
         (in_step(&support::rule::<Coupled>(dims(64, 64))), false),
@@ -412,7 +434,7 @@ fn sums_in_the_place_of_states() {
         let kernel = generate(&step, SINGLE).unwrap();
         assert_eq!(kernel.carried, carried, "{}", step.name);
         // A state is put aside every few steps at most.
-        let vectors = kernel.backward_scratch_a_step < 64 * 64 * 4 / 8;
+        let vectors = kernel.backward_scratch_a_step < step.states.len() * 64 * 64 * 4 / 8;
         assert_eq!(vectors, carried, "{}: {} bytes a step", step.name, kernel.backward_scratch_a_step);
     }
     let decay = vector.function.arguments.iter().position(|a| a.name == "decay").unwrap();

@@ -116,6 +116,7 @@ impl Decay {
         let [(old, false)] = old[..] else { return None };
         let mut scale = factors(g, old)?;
         scale.remove(scale.iter().position(|n| *n == state)?);
+        scale.sort_unstable();
         let kept: HashSet<Axis> = scale.iter().flat_map(|n| g.axes(*n)).copied().collect();
         if scale.iter().any(|n| reads(g, *n, large)) || kept.len() > 1 {
             return None;
@@ -178,7 +179,7 @@ struct Rewrite<'a> {
     done: HashMap<Id, Id>,
 }
 
-impl Rewrite<'_> {
+impl<'a> Rewrite<'a> {
     fn holds(&mut self, n: Id) -> Vec<usize> {
         if let Some(held) = self.holds.get(&n) {
             return held.clone();
@@ -208,8 +209,8 @@ impl Rewrite<'_> {
             return Some(*done);
         }
         let node = self.g.nodes[n].clone();
-        let product = match (node.what == What::Map(Fun::Mul), &held[..]) {
-            (true, [i]) => self.product(n, *i),
+        let product = match (node.what == What::Map(Fun::Mul), self.scale(&held)) {
+            (true, Some(scale)) => self.product(n, scale),
             _ => None,
         };
         let result = match (product, node.what) {
@@ -231,16 +232,22 @@ impl Rewrite<'_> {
         Some(result)
     }
 
-    /// A product in which the factors of s of state i are.
-    fn product(&mut self, n: Id, i: usize) -> Option<Id> {
+    /// The factors of s that these states have in common.
+    fn scale(&self, states: &[usize]) -> Option<&'a [Id]> {
         let decays = self.decays;
-        let decay = decays[i].as_ref()?;
+        let (first, others) = states.split_first()?;
+        let scale = &decays[*first].as_ref()?.scale;
+        others.iter().all(|i| decays[*i].as_ref().is_some_and(|d| d.scale == *scale)).then_some(&scale[..])
+    }
+
+    /// A product in which the factors of s are.
+    fn product(&mut self, n: Id, scale: &[Id]) -> Option<Id> {
         let mut all = factors(self.g, n)?;
-        for s in &decay.scale {
+        for s in scale {
             all.swap_remove(all.iter().position(|f| f == s)?);
         }
         let inner = self.one_holding(&mut all)?;
-        let scaled = self.scaled(inner, i)?;
+        let scaled = self.scaled(inner, scale)?;
         Some(all.into_iter().fold(scaled, |p, f| self.g.map(Fun::Mul, &[p, f])))
     }
 
@@ -252,29 +259,27 @@ impl Rewrite<'_> {
     }
 
     /// s times a value.
-    fn scaled(&mut self, n: Id, i: usize) -> Option<Id> {
-        let decays = self.decays;
-        let decay = decays[i].as_ref()?;
-        if n == decay.sum {
-            return Some(decay.scaled);
+    fn scaled(&mut self, n: Id, scale: &[Id]) -> Option<Id> {
+        if let Some(own) = self.decays.iter().flatten().find(|d| d.sum == n) {
+            return Some(own.scaled);
         }
         if self.holds(n).is_empty() {
-            return Some(decay.scale.iter().fold(n, |p, f| self.g.map(Fun::Mul, &[p, *f])));
+            return Some(scale.iter().fold(n, |p, f| self.g.map(Fun::Mul, &[p, *f])));
         }
         let node = self.g.nodes[n].clone();
         match node.what {
             What::Map(fun @ (Fun::Add | Fun::Sub | Fun::Neg)) => {
-                let operands = node.operands.iter().map(|o| self.scaled(*o, i)).collect::<Option<Vec<_>>>()?;
+                let operands = node.operands.iter().map(|o| self.scaled(*o, scale)).collect::<Option<Vec<_>>>()?;
                 Some(self.g.map(fun, &operands))
             }
             What::Map(Fun::Mul) => {
                 let mut all = factors(self.g, n)?;
                 let inner = self.one_holding(&mut all)?;
-                let scaled = self.scaled(inner, i)?;
+                let scaled = self.scaled(inner, scale)?;
                 Some(all.into_iter().fold(scaled, |p, f| self.g.map(Fun::Mul, &[p, f])))
             }
             What::Map(Fun::Div) if self.holds(node.operands[1]).is_empty() => {
-                let scaled = self.scaled(node.operands[0], i)?;
+                let scaled = self.scaled(node.operands[0], scale)?;
                 Some(self.g.map(Fun::Div, &[scaled, node.operands[1]]))
             }
             // A sum of sums, one of which may be the one that is looked for.
@@ -284,7 +289,7 @@ impl Rewrite<'_> {
                 let mut parts = Vec::new();
                 for o in inner.operands {
                     let sum = self.g.sum(axis, o);
-                    parts.push(self.scaled(sum, i)?);
+                    parts.push(self.scaled(sum, scale)?);
                 }
                 Some(self.g.map(fun, &parts))
             }
