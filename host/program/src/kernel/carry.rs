@@ -59,7 +59,7 @@ fn apart(g: &mut Graph, low: &Lowered) -> Option<Apart> {
         .enumerate()
         .map(|(i, after)| after.map(|after| Decay::of(g, low, i, after)).map_or(Some(None), |d| d.map(Some)));
     let decays = decays.collect::<Option<Vec<_>>>()?;
-    let mut rewrite = Rewrite { g, decays: &decays, holds: HashMap::new(), done: HashMap::new() };
+    let mut rewrite = Rewrite { g, decays: &decays, saved: &low.saved, holds: HashMap::new(), done: HashMap::new() };
     let mut carried = Vec::new();
     for (i, decay) in decays.iter().enumerate() {
         let roots = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
@@ -174,6 +174,8 @@ fn reads(g: &Graph, n: Id, kind: impl Fn(Leaf) -> bool) -> bool {
 struct Rewrite<'a> {
     g: &'a mut Graph,
     decays: &'a [Option<Decay>],
+    /// Leaves and what they hold.
+    saved: &'a [(Id, Id)],
     /// The states whose sum(W D) is in a value.
     holds: HashMap<Id, Vec<usize>>,
     done: HashMap<Id, Id>,
@@ -220,6 +222,9 @@ impl<'a> Rewrite<'a> {
                 if let Some(d) = decays.iter().flatten().find(|d| d.sum == n) {
                     return d.scale.is_empty().then_some(d.scaled);
                 }
+                if what == What::Map(Fun::Mul) && node.operands.iter().any(|o| self.grows(*o)) {
+                    return None;
+                }
                 let operands = node.operands.iter().map(|o| self.node(*o)).collect::<Option<Vec<_>>>()?;
                 match what {
                     What::Map(fun) => self.g.map(fun, &operands),
@@ -247,8 +252,18 @@ impl<'a> Rewrite<'a> {
             all.swap_remove(all.iter().position(|f| f == s)?);
         }
         let inner = self.one_holding(&mut all)?;
+        if all.iter().any(|f| self.grows(*f)) {
+            return None;
+        }
         let scaled = self.scaled(inner, scale)?;
         Some(all.into_iter().fold(scaled, |p, f| self.g.map(Fun::Mul, &[p, f])))
+    }
+
+    /// Whether a factor is an exponential. Of a decay e^(-e^x) it is large where the decay is next to nothing: there H and sum(X D) cancel,
+    /// and it would multiply what rounding leaves of them. Nothing bounds it, as the slope of a sigmoid is bounded.
+    fn grows(&self, factor: Id) -> bool {
+        let held = self.saved.iter().find(|(leaf, _)| *leaf == factor).map_or(factor, |(_, held)| *held);
+        self.g.nodes[held].what == What::Map(Fun::Exp)
     }
 
     /// Takes the only factor that holds a sum.
