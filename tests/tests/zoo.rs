@@ -10,11 +10,13 @@ use fwp_tests::run::Run;
 use fwp_tests::{Case, MEMORY, said};
 use serde_json::Value;
 
-/// A paper's recipe, ten steps of a small memory.
+/// A paper's recipe, ten steps of a small memory with two evaluations.
 fn recipe(more: &str) -> String {
     let cited = MEMORY.replace("cite = \"none\"", "cite = \"Somebody 2021, arXiv 2100.00001, table 1\"");
-    cited.replace("steps = 30", "steps = 10") + more
+    cited.replace("steps = 30", "steps = 10").replace(EVERY, "[eval]\nevery = 5") + more
 }
+
+const EVERY: &str = "[eval]\nevery = 10";
 
 /// Points of every verdict. The loss begins near 0.5 and is never as small as 1e-9.
 const POINTS: &str = r#"
@@ -278,7 +280,7 @@ fn figures(case: &Case) {
     let folder = case.path("docs/figures");
     let text = document(case);
     for (name, texts, dashed) in [
-        ("sweep", &["Loss & keys", "delta <1>", "not yet (not run)", "published", "success", "keys", "loss", "10⁻³"][..], true),
+        ("sweep", &["Loss & keys", "delta <1>", "not yet (not run)", "published", "success", "keys", "loss", "10⁻⁴"][..], true),
         ("curves", &["Loss over steps", "steps", "eval/loss"], false),
         ("states", &["Loss and state"], true),
         ("which", &["small one", "other one", "missed", "state size", "tokens / s", "32", "–"], false),
@@ -378,9 +380,8 @@ fn a_run_that_fails_does_not_stop_the_others() {
 
 /// Runs that take long enough to be stopped, with what resuming needs.
 fn long(case: &Case) {
-    let recipe = recipe("\n[checkpoint]\nevery = 50\n")
-        .replace("steps = 10", "steps = 300")
-        .replace("every = 10\n\n[monitor]", "every = 40\n\n[monitor]");
+    let recipe =
+        recipe("\n[checkpoint]\nevery = 50\n").replace("steps = 10", "steps = 1000").replace("every = 5\n", "every = 100\n");
     case.write("zoo/long/recipe.toml", &recipe);
     case.write("zoo/long/points.toml", "[[point]]\nname = \"a\"\nseeds = [1, 2, 3]\n");
 }
@@ -461,7 +462,7 @@ fn mistakes_are_told_with_file_and_line() {
             "points.toml:7:1: unknown field `publised`",
         ),
         ("zoo/small/points.toml", POINTS.replace("\"task.keys\" = 3", "\"task.kyes\" = 3"), "points.toml:11:1"),
-        ("zoo/small/points.toml", POINTS.replace("\"later\"", "\"free\""), "points.toml:33:8: the point \"free\" is there twice"),
+        ("zoo/small/points.toml", POINTS.replace("\"later\"", "\"free\""), "points.toml:32:8: the point \"free\" is there twice"),
         ("zoo/small/points.toml", "[[point]".into(), "points.toml:1:"),
     ] {
         case.write(file, &text);

@@ -8,7 +8,7 @@ use fwp_program::equivalent::random_inputs;
 use fwp_program::interpret::{Array, Inputs, Random, Value, evaluate};
 use fwp_program::{
     CheckError, ModelPrograms, Problem, SlotPrograms, Source, When, check, effective_signals, equivalent, estimate,
-    expand_gradients, print, restated_agrees, schedule, separate, sunk, with_effective, with_feature_map,
+    expand_gradients, print, restated_agrees, schedule, separate, state_size, sunk, with_effective, with_feature_map,
 };
 use fwp_sdk::build::Memory;
 use fwp_sdk::prelude::*;
@@ -625,6 +625,41 @@ fn memory_grows_as_it_should() {
     // Embedding; a block: norm, gain, four projections, output, residual; head.
     let net = 7 + 2 * (7 + 7 + (10 + 10 + 6 + 2) + step + 7 + 7) + 11;
     assert_eq!(e.activation_bytes, 3 * 10 * 4 * net);
+}
+
+fwp_sdk::config! {
+    /// Attention twice, once over a window, and a cell.
+    pub struct Looks {}
+}
+impl SlowNet for Looks {
+    const NAME: &'static str = "looks";
+    const CITATION: &'static str = "none";
+    fn forward(&self, net: &mut Net) {
+        let x = net.embedding("embedding", &net.input("tokens"), 11, 6, Init::normal(1.0));
+        let x = net.blocks("block", 0, 2, &[&x], |net, x| {
+            let part = |name: &str, heads: usize| net.linear(name, &x[0], heads * 3, Init::normal(1.0)).reshape(&[heads, 3]);
+            let (q, k, v) = (part("q", 2), part("k", 1), part("v", 1));
+            let all = net.attention(&q, &k, &v, 1.0, true, 0);
+            let near = net.attention(&q, &k, &v, 1.0, true, 4);
+            vec![(all + near).reshape(&[6])]
+        });
+        let (_, h) = net.recurrent("cell", &[&net.full(&[5], 0.0)], &[&x[0]], |net, h, x| {
+            let h = net.linear("u", &x[0], 5, Init::normal(1.0)) + &h[0];
+            (vec![h.clone()], vec![h])
+        });
+        net.output("logits", &net.linear("head", &h[0], 11, Init::normal(1.0)));
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_sequence_is_counted() {
+    // Two heads of a matrix [3, 5], in two blocks.
+    assert_eq!(state_size(&model::<Blocks, Identity, Delta>(DIMS), 7), 2 * 2 * 15);
+    // With a vector of five beside it; read from where it was written, so counted once.
+    assert_eq!(state_size(&model::<WriteThenRead, Identity, Normalised>(DIMS), 7), 2 * (15 + 5));
+    // A key and a value of three numbers in each of two blocks, for all steps and for four; and a cell of five.
+    let looks = ModelPrograms { net: net::<Looks>(Vec::new()), slots: Vec::new() };
+    assert_eq!([1, 4, 100].map(|length| state_size(&looks, length)), [29, 101, 1253]);
 }
 
 #[test]

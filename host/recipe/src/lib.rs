@@ -59,6 +59,6 @@ pub use resolve::{ReadOptions, Resolved, find, is_device, read};
 pub use run_dir::{RunDir, RunDirError, timestamp};
 pub use settings::{
     Carry, CheckpointSettings, Dtype, EvalSettings, Expect, MonitorSettings, OnNonfinite, Optimiser, OptimiserKind, Schedule,
-    ScheduleKind, StopSettings, Target, TrainSettings,
+    ScheduleKind, StopSettings, Target, TrainSettings, more_is_better,
 };
 pub use tree::Source;

@@ -276,8 +276,13 @@ impl Expect {
 
     /// Whether more of the metric is better, as of accuracies; not of losses and errors.
     pub fn more_is_better(&self) -> bool {
-        self.metric.ends_with("accuracy")
+        more_is_better(&self.metric)
     }
+}
+
+/// Whether more of a metric is better, as of accuracies; not of losses and errors.
+pub fn more_is_better(metric: &str) -> bool {
+    metric.ends_with("accuracy")
 }
 
 #[cfg(test)]

@@ -12,10 +12,22 @@ pub struct Paper {
 }
 
 impl Paper {
-    /// The first paper of a citation such as `Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 6.1.2`; what stands
-    /// behind a semicolon is about something else.
+    /// The first paper of a citation such as `Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, section 6.1.2`.
+    ///
+    /// Semicolons divide papers, and a few words with a colon may say what a paper is cited for: `the task: ...`.
     pub fn of(cite: Option<&str>) -> Paper {
-        let cite = cite.unwrap_or("no source").split(';').next().unwrap_or_default().trim();
+        let papers = cite.unwrap_or("no source").split(';').map(|part| {
+            let part = part.trim();
+            let purpose = part.split_once(": ").filter(|(words, _)| words.starts_with("the ") && words.len() < 24);
+            Paper::one(purpose.map_or(part, |(_, rest)| rest.trim()))
+        });
+        let papers: Vec<Paper> = papers.collect();
+        let found = papers.iter().find(|p| p.year > 0 || p.arxiv.is_some()).or(papers.first());
+        found.cloned().unwrap_or(Paper { year: 0, arxiv: None, who: String::new() })
+    }
+
+    /// The paper of a citation of one.
+    fn one(cite: &str) -> Paper {
         let arxiv = cite.split_once("arXiv").map(|(_, rest)| rest.trim_start_matches([' ', ':']));
         let arxiv = arxiv.map(|rest| rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect::<String>());
         let arxiv = arxiv.map(|id| id.trim_end_matches('.').to_string()).filter(|id| !id.is_empty());
@@ -82,6 +94,12 @@ mod tests {
                 2021,
                 Some("2102.11174"),
                 "Schlag 2021",
+            ),
+            (
+                "the rules: see the recipes of their own; the task: Arora et al. 2023, arXiv 2312.04927",
+                2023,
+                Some("2312.04927"),
+                "Arora et al. 2023",
             ),
             ("Grazzi et al. (2024), arXiv:2411.12537.", 2024, Some("2411.12537"), "Grazzi et al. (2024"),
             ("Schmidhuber 1992, Neural Computation 4(1)", 1992, None, "Schmidhuber 1992"),

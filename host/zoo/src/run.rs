@@ -4,13 +4,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use fwp_program::{ModelPrograms, SlotPrograms, state_size};
-use fwp_recipe::{Experiment, Overrides, PartFile, Plan, ReadOptions, RunDir};
+use fwp_recipe::{Experiment, Overrides, PartFile, Plan, ReadOptions, RunDir, more_is_better};
 use fwp_sdk::program::{Program, Training};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::document::{ZooError, io, load};
-use crate::verdict::more_is_better;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

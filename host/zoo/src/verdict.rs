@@ -1,5 +1,6 @@
 //! Measured beside published.
 
+use fwp_recipe::more_is_better;
 use serde::Serialize;
 
 use crate::points::Point;
@@ -60,11 +61,6 @@ impl Judgement {
             _ => format!("{name}, {seeds}"),
         }
     }
-}
-
-/// Whether more of a metric is better, as of accuracies; not of losses and errors.
-pub fn more_is_better(metric: &str) -> bool {
-    metric.ends_with("accuracy")
 }
 
 /// Where a value lies.

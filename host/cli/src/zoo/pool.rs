@@ -29,14 +29,22 @@ pub enum Event {
     Tick,
 }
 
-/// Runs commands, at most so many at once, in their order, and tells `on` what happens. Says whether a signal ended it early.
+/// Runs so many commands, at most `at_once` at a time, in their order, and tells `on` what happens. Says whether a signal ended
+/// it early.
+///
+/// A command is made when its turn comes: what it holds, such as files, is then not held by all of them.
 ///
 /// The first signal (Ctrl-C, SIGTERM and their like) is passed on to every run, which saves and leaves, and no other is
 /// started. The second is passed on as well, which makes them leave at once; who has not left some seconds later is killed.
 ///
 /// # Errors
 /// Signals that cannot be heard.
-pub async fn run(commands: Vec<Command>, at_once: usize, mut on: impl FnMut(Event)) -> Result<bool, Failure> {
+pub async fn run(
+    count: usize,
+    at_once: usize,
+    command: impl Fn(usize) -> std::io::Result<Command>,
+    mut on: impl FnMut(Event),
+) -> Result<bool, Failure> {
     let cannot = |e: std::io::Error| {
         Failure::new(Code::Environment, "fwp-host cannot listen for signals", e.to_string(), "check the limits (ulimit -a)")
     };
@@ -49,14 +57,14 @@ pub async fn run(commands: Vec<Command>, at_once: usize, mut on: impl FnMut(Even
     let mut stop = signal(SignalKind::from_raw(Signal::TSTP.as_raw())).map_err(cannot)?;
     let (pass_on, _) = broadcast::channel::<Signal>(16);
     let mut tick = tokio::time::interval(TICK);
-    let mut waiting = commands.into_iter().enumerate();
+    let mut waiting = 0..count;
     let mut running: JoinSet<(usize, std::io::Result<ExitStatus>)> = JoinSet::new();
     let mut asked = 0;
     loop {
         while asked == 0 && running.len() < at_once.max(1) {
-            let Some((number, mut command)) = waiting.next() else { break };
+            let Some(number) = waiting.next() else { break };
             // A group of its own: a Ctrl-C in the terminal reaches it through us alone.
-            let child = command.process_group(0).spawn();
+            let child = command(number).and_then(|mut command| command.process_group(0).spawn());
             on(Event::Started(number));
             let signals = pass_on.subscribe();
             running.spawn(async move { (number, watched(child, signals).await) });

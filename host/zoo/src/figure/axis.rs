@@ -40,7 +40,8 @@ impl Axis {
         } else {
             (0.0, 1.0)
         };
-        let (to, from): (fn(f64) -> f64, fn(f64) -> f64) = if log { (f64::log10, |v| 10_f64.powf(v)) } else { (|v| v, |v| v) };
+        let to = |v: f64| if log { v.log10() } else { v };
+        let from = |v: f64| if log { 10_f64.powf(v) } else { v };
         let (low, high) = (to(low), to(high));
         let span = if high > low { high - low } else { low.abs().max(1.0) * 0.5 };
         let given = |v: Option<f64>| v.filter(|v| !log || *v > 0.0);
@@ -109,7 +110,7 @@ impl Axis {
         let inside = |v: f64| v >= self.min * 0.999_999 && v <= self.max * 1.000_001;
         let whole = (first..=last).filter(|e| inside(10_f64.powi(*e))).count();
         // Not more than can be read.
-        let every = (last - first) / 8 + 1;
+        let every = (last - first) / 10 + 1;
         let mut ticks = Vec::new();
         for exponent in first..=last {
             for digit in 1..10 {
@@ -118,9 +119,9 @@ impl Axis {
                     continue;
                 }
                 let label = match digit {
-                    1 if exponent.rem_euclid(every) == 0 => power_of_ten(exponent),
                     // Less than two decades need values between.
-                    2 | 5 if whole < 2 => plain(value),
+                    1 | 2 | 5 if whole < 2 => plain(value),
+                    1 if exponent.rem_euclid(every) == 0 => power_of_ten(exponent),
                     _ => String::new(),
                 };
                 if digit == 1 || every == 1 {
@@ -179,6 +180,7 @@ mod tests {
         assert_eq!(labels(&axis(false, 11.0, 640.0)), ["100", "200", "300", "400", "500", "600"]);
         assert_eq!(labels(&axis(true, 1e-4, 1.0)), ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "1"]);
         assert_eq!(labels(&axis(true, 150.0, 900.0)), ["200", "500"]);
+        assert_eq!(labels(&axis(true, 2000.0, 30000.0)), ["2000", "5000", "10000", "20000"]);
         assert!(labels(&axis(true, 1e-30, 1e30)).len() < 12);
         assert_eq!(power_of_ten(-12), "10⁻¹²");
     }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::font;
 use super::svg::{Anchor, Picture, Stroke};
+use crate::table::number;
 
 const TEXT: f64 = 12.0;
 const TITLE: f64 = 14.0;
@@ -37,6 +38,8 @@ pub struct Heat {
     pub values: Vec<Vec<Option<f64>>>,
     /// The values of the lightest and the darkest colour.
     pub range: (f64, f64),
+    /// The same of columns that have their own.
+    pub ranges: Vec<Option<(f64, f64)>>,
     /// Columns of text behind the cells: a heading, and a text for each row.
     pub beside: Vec<(String, Vec<String>)>,
 }
@@ -68,8 +71,11 @@ impl Heat {
     }
 }
 
-/// A value in a cell.
+/// A value in a cell: two places, or three digits where it is larger.
 fn written(value: f64) -> String {
+    if value.abs() >= 9.995 {
+        return number(value);
+    }
     let text = format!("{value:.2}");
     if text == "-0.00" { "0.00".into() } else { text }
 }
@@ -98,7 +104,8 @@ pub fn draw(heat: &Heat) -> Picture {
         let y = top + i as f64 * CELL.1;
         picture.text((left - 8.0, y + CELL.1 / 2.0 + 0.35 * TEXT), row, TEXT, Anchor::End, BLACK);
         for j in 0..heat.columns.len() {
-            cell(&mut picture, heat, heat.value(i, j), (left + j as f64 * CELL.0, y));
+            let range = heat.ranges.get(j).copied().flatten().unwrap_or(heat.range);
+            cell(&mut picture, range, heat.value(i, j), (left + j as f64 * CELL.0, y));
         }
     }
     let mut x = right;
@@ -114,13 +121,13 @@ pub fn draw(heat: &Heat) -> Picture {
     picture
 }
 
-fn cell(picture: &mut Picture, heat: &Heat, value: Option<f64>, at: (f64, f64)) {
+fn cell(picture: &mut Picture, range: (f64, f64), value: Option<f64>, at: (f64, f64)) {
     let Some(value) = value else {
         picture.rect(at, CELL, "#F4F4F4", Some(BORDER));
         picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), "–", TEXT, Anchor::Middle, "#999999");
         return;
     };
-    let (fill, dark) = colour(part(heat, value));
+    let (fill, dark) = colour(part(range, value));
     picture.rect(at, CELL, fill, Some(BORDER));
     let ink = if dark { "#FFFFFF" } else { BLACK };
     picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), &written(value), TEXT, Anchor::Middle, ink);
@@ -142,10 +149,9 @@ fn scale(picture: &mut Picture, heat: &Heat, at: (f64, f64)) {
     picture.text((at.0 + LENGTH + 10.0, at.1 + 9.5), &heat.label, TEXT, Anchor::Start, BLACK);
 }
 
-/// Where a value lies between the lightest and the darkest.
-fn part(heat: &Heat, value: f64) -> f64 {
-    let (low, high) = heat.range;
-    if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.0 }
+/// Where a value lies between the lightest and the darkest; the darkest may be the lesser one.
+fn part((light, dark): (f64, f64), value: f64) -> f64 {
+    if dark == light { 0.0 } else { ((value - light) / (dark - light)).clamp(0.0, 1.0) }
 }
 
 /// A colour, and whether it needs white ink.
@@ -179,15 +185,20 @@ mod tests {
             label: "rule".into(),
             rows: vec!["delta".into(), "additive".into()],
             columns: vec!["parity".into(), "S3".into()],
-            values: vec![vec![Some(0.996), None], vec![Some(-0.001)]],
+            values: vec![vec![Some(0.996), None], vec![Some(-0.001), Some(720.15)]],
             range: (0.0, 1.0),
+            ranges: vec![None, Some((0.5, 0.0))],
             beside: vec![("state".into(), vec!["4 096".into(), String::new()])],
         };
         let table = heat.table();
         let wanted =
-            "| rule | parity | S3 | state |\n|---|---|---|---|\n| delta | 1.00 |  | 4 096 |\n| additive | 0.00 |  |  |\n";
+            "| rule | parity | S3 | state |\n|---|---|---|---|\n| delta | 1.00 |  | 4 096 |\n| additive | 0.00 | 720 |  |\n";
         assert_eq!(table, wanted);
         let svg = draw(&heat).svg();
+        assert_eq!(
+            (part((0.5, 0.0), 0.0), part((0.5, 0.0), 0.9), part((0.0, 1.0), 0.25), part((1.0, 1.0), 1.0)),
+            (1.0, 0.0, 0.25, 0.0)
+        );
         assert!(svg.contains(">1.00<") && svg.contains(">–<") && svg.contains(">parity<"));
     }
 }

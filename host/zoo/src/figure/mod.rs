@@ -24,10 +24,11 @@ mod png;
 pub mod spec;
 mod svg;
 
+use fwp_recipe::more_is_better;
+
 use crate::points::Point;
 use crate::results::Measurement;
 use crate::table::{Measured, Shown, median, number};
-use crate::verdict::more_is_better;
 
 use axis::Axis;
 use heat::Heat;
@@ -103,8 +104,12 @@ fn plot_of(figure: &Figure, all: &[Measured]) -> Option<Plot> {
     if !series.iter().any(is_measured) {
         return None;
     }
-    for s in series.iter_mut().filter(|s| !is_measured(s)) {
-        s.label += " (not run)";
+    for (s, spec) in series.iter_mut().zip(&figure.series).filter(|(s, _)| !is_measured(s)) {
+        let spec = spec.get_ref();
+        let measured = all.iter().filter(|m| m.variant.name == spec.variant).flat_map(|m| &m.measurements);
+        // Of a measurement whose run is gone there may be a value and no curve.
+        let ran = measured.into_iter().any(|m| spec.holds(&spec.variant, &m.point));
+        s.label += if ran { " (no curve)" } else { " (not run)" };
     }
     let curves = || series.iter().flat_map(|s| s.curves.iter().flatten().copied());
     let published = || series.iter().flat_map(|s| s.published.iter().copied());
@@ -143,11 +148,13 @@ fn series_of(figure: &Figure, spec: &SeriesSpec, measured: &Measured) -> Series 
             series.published.push((x, published));
         }
         let ys: Vec<f64> = found.iter().map(|(y, _)| *y).collect();
-        if let Some(y) = chosen(figure, &point.metric, &ys) {
-            let low = ys.iter().copied().fold(y, f64::min);
-            let high = ys.iter().copied().fold(y, f64::max);
-            series.measured.push(Dot { x, y, range: (low, high) });
-        }
+        let Some(y) = chosen(figure, &point.metric, &ys) else {
+            series.missing.push(x);
+            continue;
+        };
+        let low = ys.iter().copied().fold(y, f64::min);
+        let high = ys.iter().copied().fold(y, f64::max);
+        series.measured.push(Dot { x, y, range: (low, high) });
     }
     series.measured.sort_by(|a, b| a.x.total_cmp(&b.x));
     series.published.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -160,6 +167,7 @@ fn heat_of(figure: &Figure, all: &[Measured]) -> Option<Heat> {
         title: figure.title.clone(),
         label: figure.y.label.clone().unwrap_or_default(),
         columns: figure.column.iter().map(|c| c.label.clone()).collect(),
+        ranges: figure.column.iter().map(|c| c.range.map(|[light, dark]| (light, dark))).collect(),
         beside: figure.beside.iter().map(|b| (heading(*b).into(), Vec::new())).collect(),
         ..Heat::default()
     };
@@ -191,13 +199,18 @@ fn heat_of(figure: &Figure, all: &[Measured]) -> Option<Heat> {
             texts.push(median(runs.iter().filter_map(number_of).collect()).map_or(String::new(), counted));
         }
     }
-    let found: Vec<f64> = heat.values.iter().flatten().flatten().copied().collect();
-    if found.is_empty() {
+    if heat.values.iter().flatten().all(Option::is_none) {
         return None;
     }
+    // Of the columns without a range of their own.
+    let shared = |line: &Vec<Option<f64>>| {
+        let own = line.iter().zip(&heat.ranges).filter(|(_, range)| range.is_none());
+        own.filter_map(|(value, _)| *value).collect::<Vec<f64>>()
+    };
+    let found: Vec<f64> = heat.values.iter().flat_map(shared).collect();
     let low = figure.y.min.unwrap_or_else(|| found.iter().copied().fold(f64::INFINITY, f64::min));
     let high = figure.y.max.unwrap_or_else(|| found.iter().copied().fold(f64::NEG_INFINITY, f64::max));
-    heat.range = (low, high);
+    heat.range = if low <= high { (low, high) } else { (0.0, 1.0) };
     Some(heat)
 }
 

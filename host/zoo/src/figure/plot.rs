@@ -40,6 +40,8 @@ pub struct Series {
     pub label: String,
     /// What was measured.
     pub measured: Vec<Dot>,
+    /// Values of x at which nothing was measured yet: no line leads over them.
+    pub missing: Vec<f64>,
     /// What was published, x and y.
     pub published: Vec<(f64, f64)>,
     /// Curves without marks, one a run.
@@ -76,7 +78,8 @@ impl Frame<'_> {
 
 /// Draws a plot.
 pub fn draw(plot: &Plot) -> Picture {
-    let xs: Vec<f64> = plot.series.iter().flat_map(|s| s.measured.iter().map(|d| d.x)).collect();
+    let of_series = |s: &Series| s.measured.iter().map(|d| d.x).chain(s.published.iter().map(|p| p.0)).collect::<Vec<f64>>();
+    let xs: Vec<f64> = plot.series.iter().flat_map(of_series).collect();
     let x_ticks = if plot.ticks_at_values { plot.x.ticks_at(&xs, SIZE.0, TEXT) } else { plot.x.ticks() };
     let y_ticks = plot.y.ticks();
     let labels = y_ticks.iter().map(|t| font::width(&t.label, TEXT)).fold(0.0, f64::max);
@@ -157,8 +160,15 @@ fn measured(picture: &mut Picture, frame: &Frame<'_>, series: &Series, number: u
         picture.polyline(points, Stroke { opacity: 0.85, ..Stroke::solid(colour(number), 1.5) });
     }
     let points: Vec<(f64, f64)> = series.measured.iter().map(|d| frame.at(d.x, d.y)).collect();
-    if points.len() > 1 {
-        picture.polyline(points.clone(), Stroke::solid(colour(number), 1.8));
+    let over_a_gap = |pair: &[Dot]| series.missing.iter().any(|x| pair[0].x < *x && *x < pair[1].x);
+    let mut begin = 0;
+    for end in 1..=points.len() {
+        if end == points.len() || over_a_gap(&series.measured[end - 1..=end]) {
+            if end - begin > 1 {
+                picture.polyline(points[begin..end].to_vec(), Stroke::solid(colour(number), 1.8));
+            }
+            begin = end;
+        }
     }
     let bar = Stroke::solid(colour(number), 1.2);
     for dot in &series.measured {
@@ -197,9 +207,34 @@ struct Legend {
 }
 
 enum Row {
-    Series(usize, String, bool),
+    /// A series: its number and name.
+    Series(usize, String, Sample),
     Published,
     Guide(String),
+}
+
+/// What stands before the name of a series.
+#[derive(Clone, Copy)]
+enum Sample {
+    /// A line with a mark.
+    Measured,
+    /// A dashed line with a hollow mark: only what was published is there.
+    Published,
+    /// A line.
+    Curve,
+    /// Nothing is drawn of it.
+    Nothing,
+}
+
+impl Sample {
+    fn of(series: &Series) -> Sample {
+        match series {
+            s if !s.measured.is_empty() => Sample::Measured,
+            s if !s.curves.is_empty() => Sample::Curve,
+            s if !s.published.is_empty() => Sample::Published,
+            _ => Sample::Nothing,
+        }
+    }
 }
 
 const ROW: f64 = 1.65 * TEXT;
@@ -211,8 +246,8 @@ const WIDEST: f64 = 230.0;
 impl Legend {
     fn of(plot: &Plot) -> Legend {
         let name = |text: &str| font::fitted(text, TEXT, WIDEST);
-        let mut rows: Vec<Row> =
-            plot.series.iter().enumerate().map(|(i, s)| Row::Series(i, name(&s.label), s.curves.is_empty())).collect();
+        let series = plot.series.iter().enumerate();
+        let mut rows: Vec<Row> = series.map(|(i, s)| Row::Series(i, name(&s.label), Sample::of(s))).collect();
         if plot.series.iter().any(|s| !s.published.is_empty()) {
             rows.push(Row::Published);
         }
@@ -233,10 +268,15 @@ impl Legend {
             let y = frame.top + (i as f64 + 0.5) * ROW;
             let (from, to, middle) = ((left, y), (left + SAMPLE, y), (left + SAMPLE / 2.0, y));
             let text = match row {
-                Row::Series(series, text, marked) => {
-                    picture.line(from, to, Stroke::solid(colour(*series), 1.8));
-                    if *marked {
-                        mark(picture, middle, *series, false);
+                Row::Series(series, text, sample) => {
+                    let (line, dashes) = (Stroke::solid(colour(*series), 1.8), Stroke::dashed(colour(*series), 1.3, DASH));
+                    match sample {
+                        Sample::Measured | Sample::Curve => picture.line(from, to, line),
+                        Sample::Published => picture.line(from, to, dashes),
+                        Sample::Nothing => {}
+                    }
+                    if let Sample::Measured | Sample::Published = sample {
+                        mark(picture, middle, *series, matches!(sample, Sample::Published));
                     }
                     text
                 }
@@ -256,3 +296,26 @@ impl Legend {
 }
 
 const PUBLISHED: &str = "published";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_leads_over_what_was_not_measured() {
+        let dot = |x: f64| Dot { x, y: 1.0, range: (0.5, 2.0) };
+        let axis = |label: &str| Axis::around(label, false, [0.0, 5.0].into_iter(), None, None);
+        let lines = |missing: Vec<f64>| {
+            let series = Series { measured: [1.0, 2.0, 3.0, 4.0].map(dot).into(), missing, ..Series::default() };
+            let plot =
+                Plot { title: "t".into(), x: axis("x"), y: axis("y"), ticks_at_values: true, guide: None, series: vec![series] };
+            let svg = draw(&plot).svg();
+            let lines = svg.lines().filter(|l| l.starts_with("<polyline") && l.contains(r#"stroke-width="1.8""#));
+            lines.map(|l| l.matches(',').count()).collect::<Vec<_>>()
+        };
+        // The last is the piece of line in the legend.
+        assert_eq!(lines(vec![]), [4, 2]);
+        assert_eq!(lines(vec![2.5]), [2, 2, 2]);
+        assert_eq!(lines(vec![1.5, 0.5, 9.0]), [3, 2]);
+    }
+}

@@ -132,6 +132,9 @@ pub struct Line {
     pub label: String,
     /// What takes the place of `{row}` or `{column}` in the names of a cell.
     pub id: String,
+    /// Of a column: the values of the lightest and the darkest colour, where they are others than those of the figure; less may
+    /// be darker.
+    pub range: Option<[f64; 2]>,
 }
 
 /// Where the value of a cell is: names in which `{row}` and `{column}` are replaced.

@@ -1,5 +1,6 @@
 //! `fwp-host zoo run`
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -127,6 +128,8 @@ impl Job {
 
 /// A run that failed.
 struct Failed {
+    /// Its place among all runs.
+    number: usize,
     title: String,
     code: u8,
     why: String,
@@ -248,21 +251,16 @@ impl Run {
         // Before anything is written: without an engine there is nothing to train with.
         Engine::find()?;
         let mut failed: Vec<Failed> = Vec::new();
-        for job in jobs.iter() {
+        for (number, job) in jobs.iter().enumerate() {
             if let State::Refused(why) = &job.state {
-                failed.push(Failed {
-                    title: job.title.clone(),
-                    code: why.code as u8,
-                    why: format!("{}; {}", why.cause, why.remedy),
-                });
+                let text = format!("{}; {}", why.cause, why.remedy);
+                failed.push(Failed { number, title: job.title.clone(), code: why.code as u8, why: text });
             }
         }
         let waiting: Vec<usize> = (0..jobs.len()).filter(|i| jobs[*i].is_waiting()).collect();
         let (at_once, threads) = self.division(waiting.len());
-        let mut commands = Vec::new();
-        for i in &waiting {
-            commands.push(self.command(&variants[jobs[*i].variant], &jobs[*i], threads)?);
-        }
+        let orders: Vec<Order> =
+            waiting.iter().map(|i| self.order(&variants[jobs[*i].variant], &jobs[*i], threads)).collect::<Result<_, _>>()?;
         let known: Vec<f64> = jobs.iter().filter_map(|j| j.estimate).collect();
         let usual = if known.is_empty() { 1.0 } else { known.iter().sum::<f64>() / known.len() as f64 };
         let weights = jobs.iter().map(|j| j.estimate.unwrap_or(usual).max(1e-3)).collect();
@@ -272,75 +270,69 @@ impl Run {
             show.say(&format!("{finished} of {} runs are finished already", jobs.len()));
         }
         let mut running: Vec<(usize, Instant)> = Vec::new();
-        let stopped = pool::run(commands, at_once, |event| match event {
-            Event::Started(n) => running.push((waiting[n], Instant::now())),
-            Event::Ended(n, status) => {
-                let i = waiting[n];
-                let began = running.iter().find(|(r, _)| *r == i).map_or(Duration::ZERO, |(_, began)| began.elapsed());
-                running.retain(|(r, _)| *r != i);
-                let point = &variants[jobs[i].variant].points[jobs[i].point];
-                match ended(&mut jobs[i], point, status, began) {
-                    Ok(line) => show.line(&line),
-                    Err(None) => {
-                        show.say(&format!("{}: interrupted, saved at step {}", jobs[i].title, last_step(&jobs[i].folder)))
+        let stopped = pool::run(
+            orders.len(),
+            at_once,
+            |n| orders[n].command(),
+            |event| match event {
+                Event::Started(n) => running.push((waiting[n], Instant::now())),
+                Event::Ended(n, status) => {
+                    let i = waiting[n];
+                    let began = running.iter().find(|(r, _)| *r == i).map_or(Duration::ZERO, |(_, began)| began.elapsed());
+                    running.retain(|(r, _)| *r != i);
+                    let point = &variants[jobs[i].variant].points[jobs[i].point];
+                    match ended(&mut jobs[i], point, status, began) {
+                        Ok(line) => show.line(&line),
+                        Err(None) => {
+                            show.say(&format!("{}: interrupted, saved at step {}", jobs[i].title, last_step(&jobs[i].folder)))
+                        }
+                        Err(Some((code, why))) => {
+                            let title = jobs[i].title.clone();
+                            show.say(&format!("{title}: failed with exit code {code}: {}", literal(&why)));
+                            failed.push(Failed { number: i, title, code, why });
+                        }
                     }
-                    Err(Some(f)) => {
-                        show.say(&format!("{}: failed with exit code {}: {}", f.title, f.code, f.why));
-                        failed.push(f);
+                    show.set(i, 1.0);
+                }
+                Event::Stopping(1) => show.say("stopping: every run finishes its step and saves; once more leaves at once"),
+                Event::Stopping(_) => show.say("leaving at once"),
+                Event::Tick => {
+                    for (i, _) in &running {
+                        show.set(*i, last_step(&jobs[*i].folder) as f64 / jobs[*i].steps.max(1) as f64);
                     }
+                    let over = jobs.iter().filter(|j| matches!(j.state, State::Done { .. })).count();
+                    let names: Vec<&str> = running.iter().map(|(i, _)| jobs[*i].title.as_str()).collect();
+                    let fails = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
+                    show.tick(&format!("{over} of {} runs{fails}; {}", jobs.len(), names.join(", ")));
                 }
-                show.set(i, 1.0);
-            }
-            Event::Stopping(1) => show.say("stopping: every run finishes its step and saves; once more leaves at once"),
-            Event::Stopping(_) => show.say("leaving at once"),
-            Event::Tick => {
-                for (i, _) in &running {
-                    show.set(*i, last_step(&jobs[*i].folder) as f64 / jobs[*i].steps.max(1) as f64);
-                }
-                let over = jobs.iter().filter(|j| matches!(j.state, State::Done { .. })).count();
-                let names: Vec<&str> = running.iter().map(|(i, _)| jobs[*i].title.as_str()).collect();
-                let fails = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
-                show.tick(&format!("{over} of {} runs{fails}; {}", jobs.len(), names.join(", ")));
-            }
-        })
+            },
+        )
         .await?;
         show.finish();
+        failed.sort_by_key(|f| f.number);
         self.conclude(variants, jobs, &failed, stopped)
     }
 
-    /// The process of a run, whose words go to a file.
-    fn command(&self, variant: &Variant, job: &Job, threads: Option<usize>) -> Result<Command, Failure> {
+    /// What has to be done for a run.
+    fn order(&self, variant: &Variant, job: &Job, threads: Option<usize>) -> Result<Order, Failure> {
         let point = &variant.points[job.point];
         let host = std::env::current_exe().map_err(|e| failure::io("find", Path::new("fwp-host"), &e))?;
-        // A run that was cut off before it began leaves a folder in which none can begin.
-        clear(&job.folder)?;
-        let log = job.log();
-        if let Some(folder) = log.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| failure::io("create", folder, &e))?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(&log).map_err(|e| failure::io("write", &log, &e))?;
-        let second = file.try_clone().map_err(|e| failure::io("write", &log, &e))?;
-        let mut command = Command::new(host);
-        command.args(["train", "--progress", "plain", "--recipe"]).arg(&variant.folder);
+        let mut arguments: Vec<OsString> = ["train", "--progress", "plain", "--recipe"].map(Into::into).into();
+        arguments.push(variant.folder.clone().into());
         for set in point.set.iter().chain(&self.set) {
-            command.args(["--set", set]);
+            arguments.extend(["--set".into(), set.into()]);
         }
         if let Some(data) = self.data.as_ref().filter(|_| variant.reads_data()) {
-            command.arg("--data").arg(data);
+            arguments.extend(["--data".into(), data.into()]);
         }
         for folder in &self.plugins.plugin_path {
-            command.arg("--plugin-path").arg(folder);
+            arguments.extend(["--plugin-path".into(), folder.into()]);
         }
         if self.plugins.verbose {
-            command.arg("--verbose");
+            arguments.push("--verbose".into());
         }
-        command.args(["--seed", &job.seed.to_string(), "--run-dir"]).arg(&job.folder);
-        if let Some(threads) = threads {
-            command.env("OMP_NUM_THREADS", threads.to_string());
-        }
-        command.env(parent::PARENT, std::process::id().to_string());
-        command.stdin(Stdio::null()).stdout(file).stderr(second);
-        Ok(command)
+        arguments.extend(["--seed".into(), job.seed.to_string().into(), "--run-dir".into(), job.folder.clone().into()]);
+        Ok(Order { host, arguments, threads, folder: job.folder.clone(), log: job.log() })
     }
 
     /// Says what came out, point by point, and what failed.
@@ -385,6 +377,34 @@ impl Run {
     }
 }
 
+/// A run that is to be started.
+struct Order {
+    host: PathBuf,
+    arguments: Vec<OsString>,
+    threads: Option<usize>,
+    folder: PathBuf,
+    log: PathBuf,
+}
+
+impl Order {
+    /// The process of the run, whose words go to a file.
+    fn command(&self) -> std::io::Result<Command> {
+        // A run that was cut off before it began leaves a folder in which none can begin.
+        clear(&self.folder).map_err(std::io::Error::other)?;
+        if let Some(folder) = self.log.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut command = Command::new(&self.host);
+        command.args(&self.arguments).env(parent::PARENT, std::process::id().to_string());
+        if let Some(threads) = self.threads {
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+}
+
 /// What there is of a run in its folder.
 fn state(folder: &Path, recipe: &Resolved, point: &Point, seed: u64) -> State {
     let record = match look(folder) {
@@ -412,12 +432,17 @@ fn of_record(record: &RunRecord, point: &Point) -> State {
     }
 }
 
-/// What a run that has ended says: a line for the user, nothing where it was interrupted, or how it failed.
-fn ended(job: &mut Job, point: &Point, status: std::io::Result<ExitStatus>, took: Duration) -> Result<String, Option<Failed>> {
-    let fail = |code: u8, why: String| Some(Failed { title: job.title.clone(), code, why });
+/// What a run that has ended says: a line for the user, nothing where it was interrupted, or exit code and cause of its failure.
+fn ended(
+    job: &mut Job,
+    point: &Point,
+    status: std::io::Result<ExitStatus>,
+    took: Duration,
+) -> Result<String, Option<(u8, String)>> {
+    let fail = |code: u8, why: String| Some((code, why));
     let code = match status {
         Ok(status) => status.code().and_then(|c| u8::try_from(c).ok()),
-        Err(e) => return Err(fail(Code::Environment as u8, format!("fwp-host cannot be started again: {e}"))),
+        Err(e) => return Err(fail(Code::Environment as u8, format!("it cannot be started: {e}"))),
     };
     match code {
         Some(0) => {}
@@ -456,15 +481,22 @@ fn value_text(value: Option<f64>, ended: Ended) -> String {
     if ended == Ended::NotFinite { format!("{value}, then not finite") } else { value }
 }
 
-/// What a run said last of an error: its headline and cause.
+/// Characters of an error that are shown; the log has all of it.
+const SHOWN: usize = 200;
+
+/// What a run said last of an error: its headline and cause, cut off where they are long.
 fn last_error(log: &Path) -> String {
     let text = std::fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let Some(at) = lines.iter().rposition(|l| l.starts_with("error: ")) else { return "it did not say why".into() };
     let headline = lines[at].trim_start_matches("error: ");
-    match lines.get(at + 1).and_then(|l| l.trim().strip_prefix("cause: ")) {
+    let why = match lines.get(at + 1).and_then(|l| l.trim().strip_prefix("cause: ")) {
         Some(cause) => format!("{headline}: {cause}"),
         None => headline.into(),
+    };
+    match why.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &why[..end]),
+        None => why,
     }
 }
 
