@@ -257,6 +257,10 @@ pub fn collect(
             };
             let newest = match (kept, new) {
                 (Some(kept), Some(new)) if kept.date > new.date => Some(kept),
+                // The same run, collected again: what was said of its machine holds.
+                (Some(kept), Some(new)) if kept.date == new.date => {
+                    Some(Measurement { machine: new.machine.or(kept.machine), ..new })
+                }
                 (kept, new) => new.or(kept),
             };
             collected.measurements.extend(newest);
