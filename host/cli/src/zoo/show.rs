@@ -46,15 +46,15 @@ impl Show {
         }
     }
 
-    /// Brings the bar up to date. `what` is said beside it.
-    pub fn tick(&self, what: &str) {
+    /// Brings the bar up to date. Beside it stand how much is done, the time that is left, and what runs, which may be cut off.
+    pub fn tick(&self, done: &str, running: &str) {
         let Some(bar) = &self.bar else { return };
         let sum = |done: &[f64]| done.iter().zip(&self.weights).map(|(d, w)| d * w).sum::<f64>();
         let (all, now, first) = (self.weights.iter().sum::<f64>(), sum(&self.done), sum(&self.first));
         bar.set_position((now / all.max(f64::MIN_POSITIVE) * PARTS as f64) as u64);
         let left = (now > first).then(|| self.began.elapsed().as_secs_f64() * (all - now) / (now - first));
-        let left = left.map_or(String::new(), |seconds| format!("  about {} left", time(seconds)));
-        bar.set_message(format!("{what}{left}"));
+        let left = left.map_or(String::new(), |seconds| format!(", about {} left", time(seconds)));
+        bar.set_message(format!("{done}{left}; {running}"));
     }
 
     /// Prints a line of the answer on stdout, above the bar.

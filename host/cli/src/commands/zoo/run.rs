@@ -303,7 +303,7 @@ impl Run {
                     let over = jobs.iter().filter(|j| matches!(j.state, State::Done { .. })).count();
                     let names: Vec<&str> = running.iter().map(|(i, _)| jobs[*i].title.as_str()).collect();
                     let fails = if failed.is_empty() { String::new() } else { format!(", {} failed", failed.len()) };
-                    show.tick(&format!("{over} of {} runs{fails}; {}", jobs.len(), names.join(", ")));
+                    show.tick(&format!("{over} of {} runs{fails}", jobs.len()), &names.join(", "));
                 }
             },
         )
