@@ -92,8 +92,7 @@ fn the_text_recipe_reads_a_real_text() {
 #[test]
 fn a_recipe_with_a_key_that_no_part_has_is_not_shown() {
     let case = Case::new();
-    for (setting, near) in
-        [("feature_map.mu=2", "`nu`"), ("slow_net.keydim=3", "`key_dim`"), ("update_rule.epss=1e-6", "`eps`")]
+    for (setting, near) in [("feature_map.mu=2", "`nu`"), ("slow_net.keydim=3", "`key_dim`"), ("update_rule.epss=1e-6", "`eps`")]
     {
         let said = case.fails(&format!("recipe show memory.toml --set {setting}"), 3);
         let key = setting.split('=').next().unwrap_or_default();
