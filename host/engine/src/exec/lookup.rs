@@ -216,7 +216,8 @@ mod tests {
                         let found: Vec<Value> = parts.iter().enumerate().map(|(j, p)| index(j, p)).collect();
                         let hot: i64 = parts.iter().map(|p| if let Part::OneHot(n) = p { *n as i64 } else { 0 }).sum();
                         let width = hot + tables.iter().map(|t| t.size()[1]).sum::<i64>();
-                        let inputs: Vec<Tensor> = [numbers(&[outputs, width]) * 0.1]
+                        // Not as it is read: a transposed weight.
+                        let inputs: Vec<Tensor> = [numbers(&[width, outputs]).transpose(0, 1) * 0.1]
                             .into_iter()
                             .chain(bias.then(|| numbers(&[outputs])))
                             .chain(tables)
@@ -247,9 +248,14 @@ mod tests {
     fn an_index_that_nobody_knows_is_what_it_is_operation_by_operation() {
         let precision = Precision { kind: Kind::Double, device: Device::Cpu };
         let index = Value::new(Tensor::from_slice(&[1i64, -1, 2, 0, 7]), Lead::BATCH);
-        let (w, b) = (Value::new(numbers(&[4, 3]), Lead::NONE), Value::new(numbers(&[4]), Lead::NONE));
+        // A bias with gaps between its numbers, and with a gradient from every row.
+        let bias = numbers(&[4, 2]).select(1, 1).set_requires_grad(true);
+        let (w, b) = (Value::new(numbers(&[4, 3]), Lead::NONE), Value::new(bias.shallow_clone(), Lead::NONE));
         let form = Form { parts: vec![Part::OneHot(3)], bias: true };
         let y = form.apply(&[&w, &b, &index], precision).unwrap().tensor;
+        let gradient = Tensor::run_backward(&[y.sum(Kind::Double)], &[&bias], false, false).remove(0);
+        assert_eq!(Vec::<f64>::try_from(gradient).unwrap(), [5.0; 4]);
+        let y = y.detach();
         let plain = form.plain(&form.sorted(&[&w, &b, &index]).unwrap(), precision).unwrap().tensor;
         assert!(y.allclose(&plain, 1e-14, 1e-14, false) && y.get(1).equal(&b.tensor) && y.get(4).equal(&b.tensor));
         let table = Value::new(numbers(&[2, 3]), Lead::NONE);

@@ -63,7 +63,14 @@ mod tests {
             let count: i64 = leading.iter().product();
             let symbols = (Tensor::arange(count, (Kind::Int64, Device::Cpu)) * 7).remainder(n).reshape(leading);
             let weights = numbers(leading);
-            for (layout, x) in layouts(&(numbers(shape) * 4.)) {
+            let given = numbers(shape) * 4.;
+            let mut given_in = layouts(&given);
+            if leading.len() == 3 {
+                // An order of axes that is not its own inverse.
+                let turned = given.permute([1, 2, 0, 3]).contiguous().permute([2, 0, 1, 3]);
+                given_in.push(("axes turned", turned));
+            }
+            for (layout, x) in given_in {
                 for which in [Which::HalfSquaredError, Which::CrossEntropy] {
                     for weighted in [false, true] {
                         let of_kind = |k: Kind| weighted.then(|| weights.to_kind(Kind::Float).to_kind(k));
@@ -96,6 +103,33 @@ mod tests {
                 let x = Tensor::from_slice(&row).to_kind(kind).view([1, 3]);
                 let [a, b] = [losses, plain].map(|f| f(Which::CrossEntropy, &x, &symbols, None).unwrap());
                 assert!(a.allclose(&b, 1e-6, 1e-30, true), "{row:?}: {a} {b}");
+            }
+        }
+        // The largest number anywhere in rows of full vectors, and behind them: e to the others' distance overflows.
+        let symbols = Tensor::from_slice(&[1i64]);
+        for (kind, largest) in [(Kind::Float, 200.), (Kind::Double, 2000.)] {
+            for (n, at) in [35, 40].into_iter().flat_map(|n| (0..n).map(move |at| (n, at))) {
+                let x = numbers(&[1, n]).to_kind(kind);
+                _ = x.narrow(1, at, 1).fill_(largest);
+                let [a, b] = [losses, plain].map(|f| {
+                    let x = x.copy().set_requires_grad(true);
+                    let loss = f(Which::CrossEntropy, &x, &symbols, None).unwrap();
+                    loss.backward();
+                    (loss.detach(), x.grad())
+                });
+                assert!(a.0.allclose(&b.0, 1e-5, 1e-6, false), "{n}, {at}: {} {}", a.0, b.0);
+                assert!(a.1.allclose(&b.1, 1e-5, 1e-6, false), "{n}, {at}: gradients");
+            }
+        }
+    }
+
+    #[test]
+    fn a_symbol_that_is_none_is_refused() {
+        let x = numbers(&[2, 3]);
+        for symbol in [-1i64, 3] {
+            for which in [Which::HalfSquaredError, Which::CrossEntropy] {
+                let e = losses(which, &x, &Tensor::from_slice(&[0, symbol]), None).unwrap_err().to_string();
+                assert!(e.contains("is not among 3 symbols"), "{e}");
             }
         }
     }

@@ -29,6 +29,11 @@ bool served(const std::vector<Tensor>& list, at::ScalarType type) {
          });
 }
 
+// Whether the numbers of two tensors of one shape come in one order in memory.
+bool alike(const Tensor& a, const Tensor& b) {
+  return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
+}
+
 // Where the pieces of each tensor of a list begin among the units, and after the last the number of all.
 std::vector<int64_t> pieces(const std::vector<Tensor>& list) {
   std::vector<int64_t> first = {0};
@@ -186,13 +191,18 @@ char* fwp_adam(Tensor* const* parameters, Tensor* const* gradients, Tensor* cons
   return guarded([&] {
     c10::AutoGradMode no_grad(false);
     const Rates rates = {rate, beta1, beta2, weight_decay, epsilon, decoupled};
-    const auto p = tensors(parameters, count), g = tensors(gradients, count), m = tensors(first, count),
-               v = tensors(second, count), s = tensors(steps, count);
+    const auto p = tensors(parameters, count), m = tensors(first, count), v = tensors(second, count),
+               s = tensors(steps, count);
+    auto g = tensors(gradients, count);
     for (size_t i = 0; i < count; ++i) {
       TORCH_CHECK(g[i].sizes() == p[i].sizes() && m[i].sizes() == p[i].sizes() && v[i].sizes() == p[i].sizes() &&
                       s[i].numel() == 1,
                   "Adam on ", p[i].sizes(), " with a gradient of ", g[i].sizes(), " and moments of ", m[i].sizes(),
                   " and ", v[i].sizes());
+      // libtorch takes the numbers of all four as they come in memory.
+      TORCH_CHECK(alike(p[i], m[i]) && alike(p[i], v[i]), "Adam on ", p[i].strides(), " with moments of ", m[i].strides(),
+                  " and ", v[i].strides());
+      if (!alike(p[i], g[i])) g[i] = at::empty_like(p[i], g[i].options()).copy_(g[i]);
     }
     const auto type = p[0].scalar_type();
     if (found_inf == nullptr && served(p, type) && served(g, type) && served(m, type) && served(v, type) &&

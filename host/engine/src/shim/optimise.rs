@@ -165,6 +165,33 @@ mod tests {
     }
 
     #[test]
+    fn tensors_of_many_pieces_and_of_other_layouts_are_stepped_and_measured_whole() {
+        let long = |n: i64| (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.37).sin();
+        // Pieces have 16,384 numbers; rows that lie across each other in memory are carried out by libtorch.
+        for layout in [|t: Tensor| t, |t: Tensor| t.transpose(0, 1)] {
+            let all = || [long(6).view([2, 3]), long(40_000).view([200, 200]), long(16_384).view([128, 128])].map(layout);
+            let exact = all().iter().map(|t| f64::try_from(t.square().sum(Kind::Double)).unwrap()).sum::<f64>().sqrt();
+            let norm = f64::try_from(global_norm(&all()).unwrap()).unwrap();
+            assert!((norm - exact).abs() < 1e-12 * exact, "{norm} {exact}");
+            for decoupled in [true, false] {
+                let step = AdamStep { rate: 0.01, beta1: 0.9, beta2: 0.95, weight_decay: 0.1, epsilon: 1e-3, decoupled };
+                let (p, g) = (all(), all().map(|t| t.cos().contiguous()));
+                let (m, v) = (all().map(|t| t.zeros_like()), all().map(|t| t.zeros_like()));
+                let count = [0, 1, 2].map(|_| Tensor::from(0f32));
+                (0..2).for_each(|_| fused_adam(&p, &g, &m, &v, &count, step, None).unwrap());
+                for (k, (p, g)) in p.iter().zip(&g).enumerate() {
+                    let [got, start, g] = [p, &all()[k], g].map(|t| Vec::<f64>::try_from(t.contiguous().view([-1])).unwrap());
+                    for (i, ((got, start), g)) in got.iter().zip(&start).zip(&g).enumerate() {
+                        let (mut theta, mut m, mut v) = (*start, 0., 0.);
+                        (1..3).for_each(|t| scalar_adam(&mut theta, &mut m, &mut v, t, *g, step));
+                        assert!((got - theta).abs() < 1e-12, "decoupled {decoupled}, tensor {k}, {i}: {got} {theta}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_step_with_found_inf_changes_nothing() {
         let step = AdamStep { rate: 0.1, beta1: 0.9, beta2: 0.99, weight_decay: 0.1, epsilon: 1e-8, decoupled: true };
         let two = |x: f32| [Tensor::from_slice(&[x]), Tensor::from_slice(&[x, x])];
@@ -207,6 +234,10 @@ mod tests {
             [Tensor::from_slice(&[3f64]), Tensor::from_slice(&[4f32]), Tensor::from_slice(&[12f32]).to_kind(Kind::BFloat16)];
         let norm = f64::try_from(global_norm(&list).unwrap()).unwrap();
         assert!((norm - 13.).abs() < 1e-6, "{norm}");
+        // 257 is no number of a BFloat16, and neither is its root.
+        let narrow = [1f32, 16.].map(|x| Tensor::from_slice(&[x]).to_kind(Kind::BFloat16));
+        let norm = f64::try_from(global_norm(&narrow).unwrap()).unwrap();
+        assert!((norm - 257f64.sqrt()).abs() < 1e-5, "{norm}");
         let norm = f64::try_from(global_norm(&[Tensor::from_slice(&[f32::NAN])]).unwrap());
         assert!(norm.unwrap().is_nan());
     }
