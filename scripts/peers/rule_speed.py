@@ -44,7 +44,7 @@ VARIANTS = {
 REMARKS: Dict[str, str] = {
     "delta-lstm": "six matrices, 96 KiB a head, are more than the nearest cache holds: "
     "every step forwards reads and writes them in the next one",
-    "fwp-1991": "a tanh of every element of the matrix at every step, which the loop computes in vectors too; "
+    "fwp-1991": "a tanh of every element of the matrix at every step; "
     "the walk back computes it twice more, because no step can be taken back",
     "gsa": "two memories with a decay for every slot and a softmax between their reads: each is as much work as `gla`",
     "log-linear": "decay and read go through all 11 matrices at every step, 176 KiB a head, forwards and, "
@@ -58,7 +58,7 @@ REMARKS: Dict[str, str] = {
     "ttt-linear": "weights and sums are stored for every step of a segment on the walk back, "
     "although the weights change every 16 steps only",
     "ttt-mlp": "weights and sums of two layers are 256 KiB a head and stored for every step of a segment on the walk back, "
-    "although the weights change every 16 steps only; the loop's products are large enough to be fast",
+    "although the weights change every 16 steps only",
 }
 
 
