@@ -30,6 +30,22 @@ fn the_choice_is_said_and_recorded_with_its_reason() {
 }
 
 #[test]
+fn what_is_only_summed_up_is_a_matrix_product_where_it_is_long() {
+    let case = Case::new();
+    let write = |rule: &str, pairs: usize| -> String {
+        let out = format!("{rule}-{pairs}");
+        case.ok(&format!(
+            "train --recipe memory.toml --run-dir {out} --steps 1 --set update_rule.plugin={rule} --set task.length={pairs}"
+        ));
+        let all = choices(&Run::at(&case.path(&out)));
+        let step = all.iter().find(|c| c["part"] == "write" && c["steps"] == pairs).unwrap_or_else(|| panic!("{all:?}"));
+        step["executor"].as_str().unwrap().to_string()
+    };
+    let found = [write("additive", 70), write("additive", 20), write("delta", 70)];
+    assert_eq!(found, ["chunkwise", "scan", "scan"]);
+}
+
+#[test]
 fn all_executors_train_alike() {
     let case = Case::new();
     let losses = |exec: &str| case.train("memory", exec, &format!("--steps 12 --exec {exec}")).metric("train/loss");

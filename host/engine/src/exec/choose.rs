@@ -419,9 +419,17 @@ impl Executors {
                 Err(why) => Err(refused(Executor::Chunkwise, why).into()),
             },
             // A chunkwise form is derived and compared only where it may be taken.
-            Policy::Auto => Ok(match (call.scan(), call.chunks_are_faster()) {
-                (Ok(found), false) => Decided::scan(found, ""),
-                (scan, _) => Decided::with_chunks(rule, scan, call.chunkwise()),
+            Policy::Auto => Ok(if let Some(sums) = call.sums() {
+                Decided::chunkwise(
+                    sums,
+                    "nothing is read before the end, so a matrix product sums up what a chunk writes".into(),
+                    None,
+                )
+            } else {
+                match (call.scan(), call.chunks_are_faster()) {
+                    (Ok(found), false) => Decided::scan(found, ""),
+                    (scan, _) => Decided::with_chunks(rule, scan, call.chunkwise()),
+                }
             }),
         }
     }
@@ -492,6 +500,17 @@ impl Call<'_> {
     fn chunkwise(&self) -> Result<Arc<ChunkPlan>, String> {
         let ready = self.ready()?;
         chunkwise(self.weights, self.plan, &ready, self.memory)
+    }
+
+    /// The chunkwise form of writes alone that add to what is there: a matrix product a chunk, where a kernel walks through every state.
+    ///
+    /// Measured on one core, whole steps of training of `zoo/capacity-dpfp-3`: 0.8 of the kernel's time with 100 pairs, 0.25 with 200.
+    fn sums(&self) -> Option<Arc<ChunkPlan>> {
+        let apart = self.weights.slot.apart.as_ref().ok()?;
+        if self.steps < LONG || !Arc::ptr_eq(self.plan, &apart.write) {
+            return None;
+        }
+        self.chunkwise().ok().filter(|chunk| chunk.sums())
     }
 
     fn ready(&self) -> Result<Cow<'_, [Value]>, String> {

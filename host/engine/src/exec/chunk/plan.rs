@@ -7,7 +7,7 @@ use fwp_program::analysis::form::{Canonical, Form, Stratum};
 use fwp_sdk::program::{Function, Op, Program, StateInit};
 use tch::Tensor;
 
-use super::layout::Layout;
+use super::layout::{Axis, Layout};
 use super::stratum::{self, Given};
 use crate::exec::evaluate;
 use crate::exec::plan::{StepPlan, WalkState};
@@ -103,6 +103,14 @@ impl ChunkPlan {
             });
         }
         Ok(ChunkPlan { strata, rest: canonical.rest.clone(), uses_index, chunk: None })
+    }
+
+    /// Whether it does nothing but add to its states, which may decay as a whole, and reads none of them.
+    pub fn sums(&self) -> bool {
+        self.strata.iter().all(|s| match s {
+            Prepared::Chunk(c) => c.layout.erasers.is_empty() && c.shapes.is_empty() && c.layout.axis != Axis::Keys,
+            Prepared::Walk(_) => false,
+        })
     }
 
     /// The plan with chunks of a fixed number of steps. Where decays differ by key, chunks may be shorter all the same.
