@@ -81,7 +81,7 @@ fn a_rule_that_hides_what_is_not_a_number_does_not_conform() {
     let output = case.run(&format!("check {rule} --quick --case reference.nan --seed 7"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(8), "{text}");
-    for words in ["failed", "never comes out", "1 failed (seed 7)", "--case reference.nan --seed 7"] {
+    for words in ["failed", "never comes out", "1 failed (seed 7)", "--case reference.nan --seed 7 --quick\n"] {
         assert!(text.contains(words), "{words}: {text}");
     }
     let (document, code) = check(&case, &format!("{rule} --quick --exec reference --case reference.steps"));
@@ -173,4 +173,14 @@ fn a_check_without_cases_is_no_success() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("no case ran"));
     let case = with_engine(&["good"]);
     assert_eq!(check(&case, "delta").1, 0);
+}
+
+#[test]
+fn the_command_that_runs_a_case_again_says_all_that_decides_it() {
+    let case = with_engine(&["bad", "good"]);
+    let output = case.run("check delta --feature-map dpfp --set beta_scale=2 --set feature_map.nu=2 --timeout 50 --jobs 1");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let again = text.lines().find_map(|l| l.strip_prefix("again: fwp-host ")).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(again, "check delta --feature-map dpfp --set beta_scale=2 --set feature_map.nu=2 --case bad --seed 1");
+    assert_eq!(case.run(again).status.code(), Some(8));
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use fwp_sdk::build::Dims;
+use fwp_zoo::results::quoted;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -279,6 +280,22 @@ impl Check {
         Ok(done.into_iter().map(|(_, d)| d).collect())
     }
 
+    /// The command that runs one case on the same numbers.
+    fn again(&self, case: &str) -> String {
+        let mut words = vec!["fwp-host check".to_string(), quoted(&self.rule)];
+        let mut option = |name: &str, value: &str| words.extend([name.to_string(), quoted(value)]);
+        self.plugins.plugin_path.iter().for_each(|folder| option("--plugin-path", &folder.display().to_string()));
+        self.feature_map.iter().for_each(|map| option("--feature-map", map));
+        self.set.iter().for_each(|set| option("--set", set));
+        option("--case", case);
+        option("--seed", &self.seed.to_string());
+        // Without it there are cases of the same names that take more lengths.
+        if self.quick {
+            words.push("--quick".into());
+        }
+        words.join(" ")
+    }
+
     fn print(&self, alone: &Alone, done: &[Done], ok: bool) -> Result<(), Failure> {
         let verdicts = [Verdict::Passed, Verdict::Failed, Verdict::Crashed, Verdict::TimedOut, Verdict::Skipped];
         let counts = verdicts.map(|v| (v.name(), done.iter().filter(|d| d.result == v).count()));
@@ -299,7 +316,7 @@ impl Check {
         let counts = if counts.is_empty() { "no case ran".to_string() } else { counts.join(", ") };
         text += &format!("\n{}: {counts} (seed {})\n", failure::literal(alone.name()), self.seed);
         for d in done.iter().filter(|d| d.result.is_bad()) {
-            text += &format!("again: fwp-host check {} --case {} --seed {}\n", failure::literal(&self.rule), d.name, self.seed);
+            text += &format!("again: {}\n", failure::literal(&self.again(&d.name)));
         }
         output::print(&text)
     }

@@ -163,14 +163,14 @@ impl<'a> Decayed<'a> {
         left: Option<&LeftGradients>,
     ) -> Result<PlainGradients> {
         let right = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(-2, 0, rows.right)?) };
-        let sum = |t: Tensor| -> Result<Tensor> { Ok(t.f_sum_dim_intlist([2i64].as_slice(), true, None)?) };
+        let sum = |t: Tensor| -> Result<Tensor> { Ok(t.f_sum_dim_intlist([2i64].as_slice(), true, Kind::Double)?) };
         let logs = match &plain.logs {
             Some(_) => {
                 let mut pairs = g.sees.f_mul(&self.affine.sees)?;
                 let mut start = sum(g.start.f_mul(&self.affine.start)?)?;
                 let fresh = match (&g.fresh, &self.affine.fresh) {
                     (Some([_, d, through]), Some(f)) => {
-                        Some((sum(d.f_mul(&f.start)?)?, through.f_sum_dim_intlist([1i64].as_slice(), true, None)?))
+                        Some((sum(d.f_mul(&f.start)?)?, through.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Double)?))
                     }
                     _ => None,
                 };
@@ -182,8 +182,9 @@ impl<'a> Decayed<'a> {
                 }
                 let end = sum(g.end.f_mul(&self.affine.end)?)?;
                 // By micro step: what passes it on the way from a write to a row, from the start to a row, from a write to the end.
-                let later = &sight.paths.later;
-                let to = sight.paths.to.f_to_kind(self.affine.grid.kind)?;
+                let later = &sight.paths.later.f_to_kind(Kind::Double)?;
+                let pairs = pairs.f_to_kind(Kind::Double)?;
+                let to = sight.paths.to.f_to_kind(Kind::Double)?;
                 let to_reads = to.f_index_select(-2, &sight.paths.reads)?;
                 let mut d = pairs.f_matmul(later)?.f_add_(&start)?.f_mul_(&to_reads)?.f_sum_dim_intlist(
                     [1i64].as_slice(),
@@ -192,12 +193,12 @@ impl<'a> Decayed<'a> {
                 )?;
                 let mut at_end = end.f_transpose(1, 2)?.f_matmul(later)?.f_squeeze_dim(1)?;
                 if let Some(through) = &g.through {
-                    at_end = at_end.f_add(&through.f_sum_dim_intlist([1i64].as_slice(), false, None)?)?;
+                    at_end = at_end.f_add(&through.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?)?;
                 }
                 d = d.f_add(&at_end.f_mul(&to.f_select(-2, sight.paths.end)?)?)?;
                 if let (Some((start, through)), Some(seen)) = (fresh, &sight.fresh) {
                     let parts: Vec<Tensor> = [Some(start), fresh_left, Some(through)].into_iter().flatten().collect();
-                    let ways = seen.paths.f_to_kind(self.affine.grid.kind)?;
+                    let ways = seen.paths.f_to_kind(Kind::Double)?;
                     d = d.f_add(&ways.f_mul(&Tensor::f_cat(&parts, 1)?)?.f_sum_dim_intlist([1i64].as_slice(), false, None)?)?;
                 }
                 Some(d.f_unsqueeze(2)?)
