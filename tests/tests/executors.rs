@@ -19,9 +19,9 @@ fn the_choice_is_said_and_recorded_with_its_reason() {
     let case = Case::new();
     let output = case.run("train --recipe memory.toml --run-dir out --steps 12 --progress plain");
     assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("executor   scan for `delta` (write): "), "{}", said(&output));
+    assert!(said(&output).contains("executor   scan for `delta` (walk back): "), "{}", said(&output));
     let all = choices(&Run::at(&case.path("out")));
-    let step = all.iter().find(|c| c["part"] == "write").expect("the choice of writes");
+    let step = all.iter().find(|c| c["part"] == "walk back").expect("the choice of one query");
     assert_eq!((&step["executor"], &step["rule"], &step["dtype"]), (&"scan".into(), &"delta".into(), &"float32".into()));
     assert!(!step["reason"].as_str().unwrap().is_empty());
     let details = &step["details"];
@@ -32,10 +32,11 @@ fn the_choice_is_said_and_recorded_with_its_reason() {
 #[test]
 fn what_is_only_summed_up_is_a_matrix_product_where_it_is_long() {
     let case = Case::new();
+    // An evaluation asks several queries of each sequence.
     let write = |rule: &str, pairs: usize| -> String {
         let out = format!("{rule}-{pairs}");
         case.ok(&format!(
-            "train --recipe memory.toml --run-dir {out} --steps 1 --set update_rule.plugin={rule} --set task.length={pairs}"
+            "train --recipe memory.toml --run-dir {out} --steps 1 --set update_rule.plugin={rule} --set task.eval_length={pairs}"
         ));
         let all = choices(&Run::at(&case.path(&out)));
         let step = all.iter().find(|c| c["part"] == "write" && c["steps"] == pairs).unwrap_or_else(|| panic!("{all:?}"));

@@ -62,7 +62,7 @@ fn it_says_what_runs_and_how_it_ended() {
         "trained parameters",
         "30 steps of 24 tokens, seed 1",
         "cpu",
-        "executor   scan for `delta` (write)",
+        "executor   scan for `delta` (walk back)",
         "memory     about",
         "step 30/30",
         "ended      at step 30: all steps done",
@@ -155,7 +155,7 @@ fn sound(case: &Case, run: &Run) -> u64 {
     report["step"].as_u64().unwrap()
 }
 
-const DIVERGES: &str = "--set train.optimiser.lr=1e9 --set checkpoint.every=1 --set eval.every=0 --progress none";
+const DIVERGES: &str = "--set train.optimiser.lr=1e12 --set checkpoint.every=1 --set eval.every=0 --progress none";
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_with_a_post_mortem() {

@@ -11,7 +11,8 @@ use fwp_map_identity::Identity;
 use fwp_net_recurrent::{AssociativeLstm, FastWeightsRnn, Irnn, Lstm};
 use fwp_net_retrieval::Retrieval;
 use fwp_net_transformer::{DeltaDelta, Hybrid, RecurrentDelta, SoftmaxTransformer, Transformer};
-use fwp_program::{ModelPrograms, SlotPrograms, check};
+use fwp_program::analysis::walked_back;
+use fwp_program::{ModelPrograms, SlotPrograms, check, expand_gradients, separate};
 use fwp_rule_delta::Delta;
 use fwp_sdk::build::{Dims, Port, PortKind, TaskIo};
 use fwp_sdk::program::{Kind, Program, Role, RuleInput, SlotInterface};
@@ -231,4 +232,23 @@ fn slow_nets_of_the_past_give_the_same_numbers() {
             assert_same(&run(&program, &ask), &golden.numbers, &what);
         }
     }
+}
+
+/// With the first write of a sequence known and one query asked, these need no memory; all others say why not.
+#[test]
+fn the_rules_that_answer_one_query_without_their_memory() {
+    let mut served = Vec::new();
+    for name in golden::names("update-rules") {
+        for golden in golden::read("update-rules", &name) {
+            let program = expand_gradients(&Program::from_bytes(&golden.program).unwrap()).unwrap();
+            let found = separate(&program).map_err(|e| e.to_string()).and_then(|apart| walked_back(&program, &apart));
+            match found {
+                Ok(_) => served.push(name.clone()),
+                Err(why) => assert!(why.contains(' '), "{name}: {why}"),
+            }
+        }
+    }
+    served.dedup();
+    let gated = ["gated-delta", "gated-sum", "gdn2", "gla", "hebbian-decay", "hgrn2", "kda", "longhorn", "retnet"];
+    assert_eq!(served, [&["additive", "delta", "deltaproduct"], &gated[..]].concat());
 }

@@ -3,8 +3,10 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fwp_engine::command::apply::apply;
+use fwp_engine::exec::choose::{Executor, Executors, Policy};
 use fwp_engine::model::Model;
 use fwp_engine::train::TrainModel;
 use fwp_map_identity::Identity;
@@ -13,7 +15,7 @@ use fwp_rule_delta::Delta;
 use fwp_sdk::build::{Port, PortKind, TaskIo};
 use fwp_sdk::prelude::*;
 use serde_json::json;
-use support::{DOUBLE, EVAL, Numbers, close, compose, forward, model, set, slot, values, vectors};
+use support::{DOUBLE, EVAL, Numbers, TestSlot, close, compose, forward, model, set, slot, values, vectors};
 use tch::{Kind, Tensor};
 
 const H: usize = 2;
@@ -88,6 +90,14 @@ nets! {
         let memory = net.write("fast", &memory, &[("k", &p.k), ("v", &p.v), ("beta", &p.beta)]);
         net.read("fast", &memory, QueryScale::None, &[("q", &p.q)])[0].clone()
     }
+    // The sequence is written twice.
+    Twice "twice" {} |_me, net| {
+        let p = parts(net);
+        let writes: [(&str, &Expr); 3] = [("k", &p.k), ("v", &p.v), ("beta", &p.beta)];
+        let memory = net.write("fast", &net.memory("fast", &net.slot("main")), &writes);
+        let memory = net.write("fast", &memory, &writes);
+        net.read("fast", &memory, QueryScale::Output, &[("q", &p.q)])[0].clone()
+    }
     // The sequence is written, then one more key from its mean, where a mask allows it.
     Once "once" {} |_me, net| {
         let p = parts(net);
@@ -116,6 +126,33 @@ impl UpdateRule for Direct {
         let w = s.state("w") + s.signal("beta") * outer(&v, &k);
         s.output(w.matvec(&q) + v.tanh());
         s.set_state("w", w);
+    }
+}
+
+config! {
+    /// A rule that fades as a whole and by key before it writes, does not begin at zero, and has a normaliser.
+    pub struct Fading {}
+}
+impl UpdateRule for Fading {
+    const NAME: &'static str = "fading";
+    const CITATION: &'static str = "test";
+    const OBJECTIVE: &'static str = "none: a test";
+    fn signature(&self, d: Dims) -> Signature {
+        Signature::new(d).signal("beta", []).state("w", [d.value, d.key], StateStart::Constant(0.3)).state(
+            "z",
+            [d.key],
+            StateStart::Zeros,
+        )
+    }
+    fn step(&self, s: &mut Step) {
+        let (q, k, v) = s.query_key_value();
+        let beta = s.signal("beta").sigmoid();
+        let w = (&beta * s.state("w")).scale_columns(k.sigmoid());
+        let w = &w + outer(&(&v - w.matvec(&k)), &k);
+        let z = beta * s.state("z") + &k;
+        s.output(w.matvec(&q) / (z.dot(&q).abs() + 1.0));
+        s.set_state("w", w);
+        s.set_state("z", z);
     }
 }
 
@@ -346,6 +383,50 @@ fn one_more_write_without_an_axis_where_a_mask_allows_it() {
             |x: &BTreeMap<String, Tensor>| x.iter().map(|(n, t)| (n.clone(), t.narrow(0, sample, 1))).collect::<BTreeMap<_, _>>();
         reads(&y.narrow(0, sample, 1), &one(&longer), |_| false, 1.0, |_| written);
     }
+}
+
+/// Outputs and gradients of a net with one read, by the reference and as the host chooses; the parts that it chose executors for.
+fn either_way<N: SlowNet>(slot: TestSlot, queries: Option<i64>) -> Vec<String> {
+    let programs = compose::<N>(json!({}), &task(queries.map(|_| "queries")), Some(slot));
+    let x = inputs(3, 9, queries);
+    let names = ["q", "k", "v", "beta"];
+    let run = |policy: Policy| -> (Vec<Tensor>, Vec<String>) {
+        let executors = Arc::new(Executors::new(policy));
+        let m = Model::new(&programs, DOUBLE, 1, u64::MAX).unwrap().with_executors(executors.clone());
+        let leaves: Vec<Tensor> = names.iter().map(|n| x[*n].detach().set_requires_grad(true)).collect();
+        let given: Vec<(&str, &Tensor)> = names.iter().copied().zip(&leaves).collect();
+        let y = forward(&m, &given, &EVAL, None).values.remove("y").unwrap();
+        let loss = (&y * y.detach().sin()).sum(Kind::Double);
+        let mut found = vec![y.detach()];
+        found.extend(Tensor::run_backward(&[loss], &leaves.iter().collect::<Vec<_>>(), false, false));
+        (found, executors.choices().into_iter().map(|c| c.part).collect())
+    };
+    let ((wanted, _), (found, parts)) = (run(Policy::Only(Executor::Reference)), run(Policy::Auto));
+    for ((a, b), name) in found.iter().zip(&wanted).zip(["y", "q", "k", "v", "beta"]) {
+        assert_eq!(a.size(), b.size(), "{name}");
+        close(a, b, 1e-12, name);
+    }
+    parts
+}
+
+#[test]
+fn one_query_is_walked_back_through_the_writes() {
+    let delta = || slot::<Delta, Identity>(json!({}), json!({ "normalise": "l2" }), H, DK, DV);
+    let normalised = || slot::<Delta, Identity>(json!({ "attention_normalisation": true }), json!({}), H, DK, DV);
+    let fading = || slot::<Fading, Identity>(json!({}), json!({}), H, DK, DV);
+    for queries in [None, Some(1)] {
+        assert_eq!(either_way::<Apart>(delta(), queries), ["walk back"]);
+        assert_eq!(either_way::<Apart>(fading(), queries), ["walk back"]);
+        // What was there before the last write is read, too.
+        assert_eq!(either_way::<Twice>(delta(), queries), ["write", "walk back"]);
+        assert_eq!(either_way::<Twice>(fading(), queries), ["write", "walk back"]);
+    }
+    // Its writes read what was written before.
+    assert_eq!(either_way::<Apart>(normalised(), None)[0], "write");
+    // Several queries are worth the memory.
+    assert_eq!(either_way::<Apart>(delta(), Some(2))[0], "write");
+    // A write that a mask may forbid is carried out.
+    assert_eq!(either_way::<Once>(delta(), None)[..2], ["write", "write"]);
 }
 
 #[test]

@@ -277,6 +277,11 @@ impl Executors {
         self.policy
     }
 
+    /// Whether the fastest way is wanted and not one by name.
+    pub fn chooses(&self) -> bool {
+        self.policy == Policy::Auto
+    }
+
     /// The choices made so far, in the order in which they were made.
     pub fn choices(&self) -> Vec<Choice> {
         self.lock().choices.clone()

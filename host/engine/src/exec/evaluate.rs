@@ -33,6 +33,8 @@ pub trait Surroundings {
 pub struct Place<'a> {
     /// The program.
     pub prepared: &'a Prepared,
+    /// The function.
+    pub function: &'a Function,
     /// Path prefix of the function's parameters.
     pub prefix: &'a str,
     /// Index of the node in its function.
@@ -119,7 +121,7 @@ pub fn scheduled(
         let ids = &steps.operands[i];
         let operands: Vec<&Datum> =
             ids.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
-        let at = Place { prepared, prefix, node: i, layer, types, operands: ids, silu: false };
+        let at = Place { prepared, function: f, prefix, node: i, layer, types, operands: ids, silu: false };
         let value = match (&steps.steps[i], &node.op) {
             // Never met: its user does not refer to it.
             (Step::WithUser, _) => {

@@ -17,12 +17,14 @@
 //! | [`prepared`] | programs made ready to run |
 //! | [`plan`] | when and how each node of a step is computed |
 //! | [`scan`] | fast weights: initial memory, writes, reads |
+//! | [`back`] | one query of a memory without the memory |
 //! | [`walk`] | the steps, one after another, in recomputed segments where memory is short |
 //! | [`kernel`] | the steps as one compiled kernel |
 //! | [`chunk`] | affine rules as matrix products over chunks of steps |
 //! | [`choose`] | which executor carries out the steps of a rule, and why |
 //! | [`verify`] | a faster executor compared with the reference on small random data |
 
+pub mod back;
 pub mod choose;
 pub mod chunk;
 pub mod evaluate;

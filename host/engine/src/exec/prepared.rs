@@ -1,13 +1,14 @@
 //! Programs made ready to run: gradients expanded, types known, steps scheduled.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use fwp_program::{ModelPrograms, Separation, SlotPrograms};
 use fwp_sdk::program::shape::{self, Types};
 use fwp_sdk::program::{Function, Output, Program, ReadAt, RuleInput, Type, entry};
 
+use super::back::Back;
 use super::joint::Steps;
 use super::plan::{StepPlan, declared, read_earlier};
 
@@ -73,6 +74,8 @@ pub struct Slot {
     pub apart: Result<ReadWrite, String>,
     /// Steps that read an earlier state, made when they are first asked for.
     earlier: Mutex<HashMap<usize, Arc<StepPlan>>>,
+    /// One query walked back through the writes, made when it is first asked for.
+    back: OnceLock<Result<Arc<Back>, String>>,
 }
 
 impl Slot {
@@ -92,7 +95,8 @@ impl Slot {
         };
         let effective = effective(&rule.program);
         let shared = format!("shared.{}.", programs.name);
-        Ok(Slot { name: programs.name.clone(), shared, map, rule, key, step, effective, apart, earlier: Mutex::default() })
+        let (earlier, back) = (Mutex::default(), OnceLock::new());
+        Ok(Slot { name: programs.name.clone(), shared, map, rule, key, step, effective, apart, earlier, back })
     }
 
     /// A recurrent cell of a slow net in the place of a rule: it has no feature map, and is only walked.
@@ -138,6 +142,7 @@ impl Slot {
             effective: None,
             apart: Err("it is only walked".into()),
             earlier: Mutex::default(),
+            back: OnceLock::new(),
         }
     }
 
@@ -157,6 +162,18 @@ impl Slot {
         let plan = Arc::new(made.map_err(anyhow::Error::msg)?);
         earlier.insert(chunk, plan.clone());
         Ok(plan)
+    }
+
+    /// One query walked back through the writes.
+    ///
+    /// # Errors
+    /// Why this rule has no such form, for people.
+    pub fn back(&self) -> Result<&Arc<Back>, String> {
+        let made = self.back.get_or_init(|| {
+            let apart = self.apart.as_ref().map_err(Clone::clone)?;
+            Back::new(&self.name, &self.map, &self.rule, apart).map(Arc::new)
+        });
+        made.as_ref().map_err(Clone::clone)
     }
 
     /// Write and read apart, or an error that says why this rule has no such form.

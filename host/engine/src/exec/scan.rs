@@ -294,7 +294,7 @@ pub fn step_indices(start: &Tensor, masks: &Masks, steps: i64, wanted: bool) -> 
     Ok((Value::new(index, Lead::STEPS), last))
 }
 
-fn in_order(function: &Function, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
+pub(super) fn in_order(function: &Function, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
     function
         .arguments
         .iter()

@@ -3,6 +3,8 @@
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
+use super::back::Deferred;
+
 /// The leading axes of a tensor, always in this order.
 ///
 /// A program speaks of one sample; its value at run time may also vary by step, by sample and along a sequence axis.
@@ -131,6 +133,8 @@ pub enum Datum {
     Tuple(Vec<Datum>),
     /// The fast weights of a slot.
     Memory(Memory),
+    /// Those, not yet written.
+    Deferred(Deferred),
 }
 
 impl Datum {

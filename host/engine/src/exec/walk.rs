@@ -329,6 +329,7 @@ fn compute(around: &InStep<'_>, plan: &StepPlan, i: usize, inputs: &[Value], val
                 let operands = operands.context("internal: an operand is not there")?;
                 let at = Place {
                     prepared,
+                    function: &plan.function,
                     prefix: &weights.prefix,
                     node: i,
                     layer: 0,

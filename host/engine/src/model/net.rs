@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use fwp_program::{Source, child};
-use fwp_sdk::program::{Op, Parameter, QueryScale, Role, SlotInterface, Training};
+use fwp_sdk::program::{Node, Op, Parameter, QueryScale, Role, SlotInterface, Training};
 use tch::{Kind, Tensor};
 
 use super::cell::{Call as CellCall, Cell};
 use super::{Carry, Model, Probes, init, source};
+use crate::exec::back::Deferred;
 use crate::exec::evaluate::{self, Place, Surroundings, Table};
 use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::time::{self, Along, Attention};
@@ -265,6 +266,9 @@ impl<'a> InNet<'a> {
                 let call = Call::new(interface, inputs, &operands[1..], QueryScale::None, at.axis())?;
                 let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
+                if let Some(fresh) = self.read_alone(at, &call, &masks).filter(|_| weights.walks_back()) {
+                    return Ok(Datum::Deferred(Deferred { memory, fresh, inputs: given }));
+                }
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
                 let given: Vec<(String, Value)> = match call.length {
                     Some(_) => given,
@@ -282,12 +286,32 @@ impl<'a> InNet<'a> {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
                 let call = Call::new(interface, inputs, &operands[1..], *scale, at.axis())?;
-                let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
-                Ok(Datum::Tuple(self.outputs(weights.read(&given, call.query_scale(), &memory, &masks)?, &call)?))
+                let parts = match operands[0] {
+                    Datum::Deferred(deferred) if call.length.is_none_or(|n| n == 1) => {
+                        weights.read_back(deferred, &given, call.query_scale())?
+                    }
+                    Datum::Deferred(d) => {
+                        let memory = weights.write(&d.inputs, d.memory.clone(), &Masks::default())?;
+                        weights.read(&given, call.query_scale(), &memory, &masks)?
+                    }
+                    other => weights.read(&given, call.query_scale(), &memory(other)?, &masks)?,
+                };
+                Ok(Datum::Tuple(self.outputs(parts, &call)?))
             }
             other => bail!("internal: `{}` is not an operator on fast weights", other.name()),
         }
+    }
+
+    /// Whether nothing but one read looks at what this node writes along a sequence, and then whether it is the first write of its memory.
+    fn read_alone(&self, at: &Place<'_>, call: &Call<'_>, masks: &Masks) -> Option<bool> {
+        let f = at.function;
+        let is_read = |n: &Node| matches!(n.op, Op::FastRead { .. }) && n.operands[0] as usize == at.node;
+        let uses = f.nodes.iter().flat_map(|n| &n.operands).filter(|o| **o as usize == at.node).count();
+        let alone = uses == 1 && f.nodes.iter().any(is_read) && f.outputs.iter().all(|o| o.node as usize != at.node);
+        let plain = masks.reset.is_none() && masks.write.is_none() && self.probes.is_none() && call.length.is_some();
+        let before = f.nodes[at.node].operands[0] as usize;
+        (alone && plain).then(|| matches!(f.nodes[before].op, Op::MemoryInit { .. }))
     }
 
     /// Inputs as they are shown, where anybody looks: after the feature map.
@@ -477,6 +501,8 @@ fn flatten(data: &[Datum]) -> Vec<Tensor> {
         .flat_map(|d| match d {
             Datum::Value(v) => vec![v.tensor.shallow_clone()],
             Datum::Memory(m) => pack(m),
+            // Only one read knows of it.
+            Datum::Deferred(_) => vec![],
             Datum::Tuple(parts) => flatten(parts),
         })
         .collect()

@@ -26,6 +26,7 @@
 //! Every form is compared with the step on random float64 numbers when it is made, so a mistake in the derivation costs speed, never a wrong result.
 //! Nothing is guessed from names or from the shapes of tensors: with d_k = d_v the sides are as far apart as otherwise.
 
+mod back;
 mod derive;
 mod emit;
 mod fault;
@@ -50,6 +51,7 @@ use fwp_sdk::program::{Op, Program};
 use crate::error::{CheckError, Problem, part};
 use crate::schedule::{When, schedule};
 
+pub use back::{BackRead, WalkedBack, walked_back};
 pub use fault::Obstacle;
 pub use finding::{Additive, Affine, Axis, Class, Finding};
 pub use form::*;

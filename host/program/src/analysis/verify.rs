@@ -158,7 +158,7 @@ fn matvec(s: &[f64], columns: usize, q: &[f64]) -> Vec<f64> {
 }
 
 /// Random inputs of a step: vectors of length about 1, so that products of steps neither vanish nor explode.
-fn drawn<'a>(p: &Program, step: &Function, index: i64, random: &mut Random) -> Result<Inputs<'a>, String> {
+pub(super) fn drawn<'a>(p: &Program, step: &Function, index: i64, random: &mut Random) -> Result<Inputs<'a>, String> {
     let mut inputs = random_inputs(p, &[step], index, random).map_err(|e| e.to_string())?;
     for a in &mut inputs.arguments {
         if let Value::Tensor(t) = a {
@@ -173,7 +173,7 @@ fn drawn<'a>(p: &Program, step: &Function, index: i64, random: &mut Random) -> R
 }
 
 /// Largest difference relative to the largest number; infinite where only one side is a number.
-fn apart(a: &Array, b: &Array) -> f64 {
+pub(super) fn distance(a: &Array, b: &Array) -> f64 {
     let (Some(x), Some(y)) = (a.floats(), b.floats()) else { return if a == b { 0.0 } else { f64::INFINITY } };
     if a.shape != b.shape {
         return f64::INFINITY;
@@ -202,7 +202,7 @@ pub(super) fn verify(p: &Program, flat: &Flat, c: &Canonical, seed: u64) -> Resu
         let expected = by_step(p, &flat.step, &mut inputs)?;
         let found = by_form(p, c, &mut inputs)?;
         for (i, (a, b)) in found.states.iter().zip(&expected.states).enumerate() {
-            let d = apart(a, b);
+            let d = distance(a, b);
             if d > TOLERANCE {
                 return Err(format!(
                     "state `{}` differs by {d:.1e} after step {index}, for inputs drawn from seed {seed}",
@@ -212,7 +212,7 @@ pub(super) fn verify(p: &Program, flat: &Flat, c: &Canonical, seed: u64) -> Resu
         }
         for (name, b) in &expected.outputs {
             let a = found.outputs.iter().find(|(n, _)| n == name).map(|(_, a)| a);
-            let d = a.map_or(f64::INFINITY, |a| apart(a, b));
+            let d = a.map_or(f64::INFINITY, |a| distance(a, b));
             if d > TOLERANCE {
                 return Err(format!("result `{name}` differs by {d:.1e} at step {index}, for inputs drawn from seed {seed}"));
             }
