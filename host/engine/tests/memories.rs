@@ -386,9 +386,9 @@ fn one_more_write_without_an_axis_where_a_mask_allows_it() {
 }
 
 /// Outputs and gradients of a net with one read, by the reference and as the host chooses; the parts that it chose executors for.
-fn either_way<N: SlowNet>(slot: TestSlot, queries: Option<i64>) -> Vec<String> {
+fn either_way<N: SlowNet>(slot: TestSlot, steps: i64, queries: Option<i64>) -> Vec<String> {
     let programs = compose::<N>(json!({}), &task(queries.map(|_| "queries")), Some(slot));
-    let x = inputs(3, 9, queries);
+    let x = inputs(3, steps, queries);
     let names = ["q", "k", "v", "beta"];
     let run = |policy: Policy| -> (Vec<Tensor>, Vec<String>) {
         let executors = Arc::new(Executors::new(policy));
@@ -414,19 +414,20 @@ fn one_query_is_walked_back_through_the_writes() {
     let delta = || slot::<Delta, Identity>(json!({}), json!({ "normalise": "l2" }), H, DK, DV);
     let normalised = || slot::<Delta, Identity>(json!({ "attention_normalisation": true }), json!({}), H, DK, DV);
     let fading = || slot::<Fading, Identity>(json!({}), json!({}), H, DK, DV);
-    for queries in [None, Some(1)] {
-        assert_eq!(either_way::<Apart>(delta(), queries), ["walk back"]);
-        assert_eq!(either_way::<Apart>(fading(), queries), ["walk back"]);
+    let lengths = [1, 2, 9, 16, 65];
+    for (steps, queries) in lengths.into_iter().flat_map(|n| [(n, None), (n, Some(1))]) {
+        assert_eq!(either_way::<Apart>(delta(), steps, queries), ["walk back"]);
+        assert_eq!(either_way::<Apart>(fading(), steps, queries), ["walk back"]);
         // What was there before the last write is read, too.
-        assert_eq!(either_way::<Twice>(delta(), queries), ["write", "walk back"]);
-        assert_eq!(either_way::<Twice>(fading(), queries), ["write", "walk back"]);
+        assert_eq!(either_way::<Twice>(delta(), steps, queries), ["write", "walk back"]);
+        assert_eq!(either_way::<Twice>(fading(), steps, queries), ["write", "walk back"]);
     }
     // Its writes read what was written before.
-    assert_eq!(either_way::<Apart>(normalised(), None)[0], "write");
+    assert_eq!(either_way::<Apart>(normalised(), 9, None)[0], "write");
     // Several queries are worth the memory.
-    assert_eq!(either_way::<Apart>(delta(), Some(2))[0], "write");
+    assert_eq!(either_way::<Apart>(delta(), 9, Some(2))[0], "write");
     // A write that a mask may forbid is carried out.
-    assert_eq!(either_way::<Once>(delta(), None)[..2], ["write", "write"]);
+    assert_eq!(either_way::<Once>(delta(), 9, None)[..2], ["write", "write"]);
 }
 
 #[test]

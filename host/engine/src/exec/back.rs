@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use fwp_program::SlotPrograms;
 use fwp_program::analysis::{BackRead, walked_back};
 use fwp_sdk::program::{Function, StateInit};
@@ -91,10 +91,8 @@ impl FastWeights {
         let given = Inputs::Raw { values: &values, query_scale: None };
         let (_, end) = self.executors.clone().run(&self.with_slot(&back.slot), plan, given, begin, &Masks::default())?;
         let mut known = read;
-        for (i, read) in back.reads.iter().enumerate() {
-            let [Some(query), Some(answer)] = [end.states.get(2 * i), end.states.get(2 * i + 1)] else {
-                anyhow::bail!("internal: a read has no answer")
-            };
+        for (read, pair) in back.reads.iter().zip(end.states.chunks_exact(2)) {
+            let (query, answer) = (&pair[0], &pair[1]);
             let start = memory.states.get(read.state).context("internal: a read of a state that is not there")?;
             let declared = &self.slot.rule.program.states[read.state];
             let answer = match declared.init {
@@ -106,7 +104,7 @@ impl FastWeights {
                 }
             };
             let shape: Vec<i64> = std::iter::once(n).chain(sizes(&read.shape)).collect();
-            known.push((read_name(&back.rest, i, back.reads.len())?, Value::new(answer.f_reshape(shape)?, Lead::BATCH)));
+            known.push((read.name.clone(), Value::new(answer.f_reshape(shape)?, Lead::BATCH)));
         }
         let arguments = data(in_order(&back.rest, &known)?);
         let results = evaluate::nodes(&around, &self.slot.rule, &back.rest, &self.prefix, 0, &arguments)?;
@@ -118,10 +116,4 @@ impl FastWeights {
         };
         results.iter().map(whole).collect()
     }
-}
-
-/// The name of a read among the last arguments of the rest.
-fn read_name(rest: &Function, read: usize, reads: usize) -> Result<String> {
-    ensure!(rest.arguments.len() >= reads, "internal: a read is not an argument");
-    Ok(rest.arguments[rest.arguments.len() - reads + read].name.clone())
 }

@@ -164,6 +164,11 @@ impl Slot {
         Ok(plan)
     }
 
+    /// Whether this plan is the write by itself.
+    pub fn writes_alone(&self, plan: &Arc<StepPlan>) -> bool {
+        self.apart.as_ref().is_ok_and(|apart| Arc::ptr_eq(plan, &apart.write))
+    }
+
     /// One query walked back through the writes.
     ///
     /// # Errors

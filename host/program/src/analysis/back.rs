@@ -42,6 +42,8 @@ pub struct WalkedBack {
 /// One read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackRead {
+    /// Its name among the arguments of [`WalkedBack::rest`].
+    pub name: String,
     /// The state that it reads, an index into the rule's.
     pub state: usize,
     /// Elements of the query and of the answer.
@@ -79,6 +81,7 @@ pub fn walked_back(program: &Program, apart: &Separation) -> Result<WalkedBack, 
         Ok(canonical.rest.outputs.iter().zip(nodes).map(|(o, node)| (o.name.clone(), node)).collect())
     })?;
     let reads = reads.iter().map(|(form, read)| BackRead {
+        name: read.name.clone(),
         state: form.state as usize,
         size: [form.size[1], form.size[0]],
         shape: read.shape.clone(),
