@@ -155,7 +155,7 @@ fn sound(case: &Case, run: &Run) -> u64 {
     report["step"].as_u64().unwrap()
 }
 
-const DIVERGES: &str = "--set train.optimiser.lr=1e12 --set checkpoint.every=1 --set eval.every=0 --progress none";
+const DIVERGES: &str = "--set train.optimiser.lr=1e9 --set checkpoint.every=1 --set eval.every=0 --progress none";
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_with_a_post_mortem() {

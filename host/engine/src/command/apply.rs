@@ -179,7 +179,7 @@ pub fn apply_in_layer(
         let t = t.f_to_kind(Kind::Bool)?.f_to_device(precision.device)?.f_transpose(0, 1)?;
         Ok(Some(t.f_repeat_interleave_self_int(heads, 1, None)?))
     };
-    let masks = Masks { reset: mask("reset")?, write: mask("write")? };
+    let masks = Masks { reset: mask("reset")?, write: mask("write")?, ..Masks::default() };
 
     let mut inputs = Vec::new();
     for input in &rule.inputs {

@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fwp_program::SlotPrograms;
 use fwp_program::analysis::{BackRead, walked_back};
 use fwp_sdk::program::{Function, StateInit};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::evaluate;
 use super::ops::sizes;
+use super::plan::{StepPlan, declared};
 use super::prepared::{Prepared, ReadWrite, Slot};
 use super::scan::{FastWeights, InStep, Inputs, Masks, in_order};
-use super::value::{Datum, Lead, Memory, Value, expanded};
+use super::value::{Datum, Lead, Memory, Value, expanded, reshaped};
+use super::walk::walk;
 
 /// The walk back of a rule, made ready.
 pub struct Back {
+    /// The walk.
     slot: Arc<Slot>,
-    queries: Function,
+    /// What it begins with, for all samples.
+    queries: Arc<StepPlan>,
     rest: Function,
     reads: Vec<BackRead>,
 }
@@ -31,17 +35,21 @@ impl Back {
         let made = walked_back(&rule.program, &apart.apart)?;
         let programs = SlotPrograms { name: name.into(), layers: None, map: map.program.clone(), rule: made.rule };
         let slot = Arc::new(Slot::new(&programs).map_err(|e| format!("{e:#}"))?);
-        Ok(Back { slot, queries: made.queries, rest: made.rest, reads: made.reads })
+        let queries = Arc::new(StepPlan::new(&rule.program, made.queries, vec![])?);
+        if queries.uses_index || slot.step.uses_index {
+            return Err("something asks for the index of a step".into());
+        }
+        Ok(Back { slot, queries, rest: made.rest, reads: made.reads })
     }
 }
 
 /// A write that is not carried out before it is known what is read of it.
 #[derive(Clone, Debug)]
 pub struct Deferred {
-    /// The memory before it.
-    pub memory: Memory,
-    /// Whether that is one in which nothing was written so far.
-    pub fresh: bool,
+    /// The memory before it; none where nothing was written so far.
+    pub memory: Option<Memory>,
+    /// Samples times heads.
+    pub samples: i64,
     /// Inputs `[steps, n, ...]`, before the feature map.
     pub inputs: Vec<(String, Value)>,
 }
@@ -52,61 +60,58 @@ impl FastWeights {
         self.executors.chooses() && self.slot.back().is_ok()
     }
 
+    /// The memory before a deferred write.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn before(&self, deferred: &Deferred) -> Result<Memory> {
+        deferred.memory.clone().map_or_else(|| self.initial(deferred.samples), Ok)
+    }
+
     /// What a read of one query, `[1, n, ...]` or `[n, ...]`, gives after a deferred write.
     ///
     /// # Errors
     /// There is no walk back, or what the walk meets.
     pub fn read_back(&self, deferred: &Deferred, inputs: &[(String, Value)], query_scale: Option<f64>) -> Result<Vec<Value>> {
-        let memory = &deferred.memory;
         let back = self.slot.back().map_err(anyhow::Error::msg)?;
-        let n = memory.index.size()[0];
-        let index = Value::new(memory.index.shallow_clone(), Lead::BATCH);
-        let around = InStep { weights: self, states: &[], index };
-        let along = inputs.iter().any(|(_, v)| v.lead.steps);
-        let one = |(name, v): &(String, Value)| -> Result<(String, Value)> {
-            let first =
-                if v.lead.steps { Value::new(v.tensor.f_select(0, 0)?, Lead { steps: false, ..v.lead }) } else { v.clone() };
-            Ok((name.clone(), first))
+        let n = deferred.samples;
+        let index = match &deferred.memory {
+            Some(memory) => memory.index.shallow_clone(),
+            None => Tensor::f_zeros([n], (Kind::Int64, self.precision.device))?,
         };
-        let inputs: Vec<(String, Value)> = inputs.iter().map(one).collect::<Result<_>>()?;
-        let read = self.all_mapped(&inputs, query_scale, memory, &Masks::default())?;
-        let data = |values: Vec<Value>| -> Vec<Datum> { values.into_iter().map(Datum::Value).collect() };
-        let arguments = data(in_order(&back.queries, &read)?);
-        let queries = evaluate::nodes(&around, &self.slot.rule, &back.queries, &self.prefix, 0, &arguments)?;
+        let nothing = || Memory { slot: self.index, states: vec![], index: index.shallow_clone() };
+        let along = inputs.iter().any(|(_, v)| v.lead.steps);
         let mut states = Vec::new();
-        for (query, read) in queries.iter().zip(&back.reads) {
-            let v = query.value()?;
+        for (query, read) in self.queries(back, inputs, query_scale, nothing())?.iter().zip(&back.reads) {
             let [columns, rows] = read.size.map(|n| n as i64);
-            states.push(expanded(v.aligned(Lead::BATCH, v.rank())?, &[n, columns])?.f_contiguous()?);
+            states.push(reshaped(&query.tensor, &[n, columns])?.f_contiguous()?);
             states.push(Tensor::f_zeros([n, rows], (self.precision.kind, self.precision.device))?);
         }
-        // From the last step to the first.
-        let turned = |(name, v): &(String, Value)| -> Result<(String, Value)> {
-            Ok((name.clone(), if v.lead.steps { Value::new(v.tensor.f_flip([0])?, v.lead) } else { v.clone() }))
-        };
-        let inputs: Vec<(String, Value)> = deferred.inputs.iter().map(turned).collect::<Result<_>>()?;
         let plan = &back.slot.step;
-        let values = in_order(&plan.function, &inputs)?;
-        let begin = Memory { slot: memory.slot, states, index: memory.index.shallow_clone() };
+        let values = in_order(&plan.function, &deferred.inputs)?;
         let given = Inputs::Raw { values: &values, query_scale: None };
-        let (_, end) = self.executors.clone().run(&self.with_slot(&back.slot), plan, given, begin, &Masks::default())?;
-        let mut known = read;
+        let masks = Masks { backwards: true, ..Masks::default() };
+        let begin = Memory { states, ..nothing() };
+        let (_, end) = self.executors.clone().run(&self.with_slot(&back.slot), plan, given, begin, &masks)?;
+        let mut known = Vec::new();
         for (read, pair) in back.reads.iter().zip(end.states.chunks_exact(2)) {
             let (query, answer) = (&pair[0], &pair[1]);
-            let start = memory.states.get(read.state).context("internal: a read of a state that is not there")?;
-            let declared = &self.slot.rule.program.states[read.state];
-            let answer = match declared.init {
-                // What a memory begins with, before anything is written.
-                StateInit::Zeros if deferred.fresh => answer.shallow_clone(),
-                _ => {
+            let answer = match self.start(deferred, read.state)? {
+                Some(start) => {
                     let matrix = start.f_reshape([n, read.size[1] as i64, read.size[0] as i64])?;
                     answer.f_add(&matrix.f_matmul(&query.f_unsqueeze(2)?)?.f_squeeze_dim(2)?)?
                 }
+                None => answer.shallow_clone(),
             };
             let shape: Vec<i64> = std::iter::once(n).chain(sizes(&read.shape)).collect();
-            known.push((read.name.clone(), Value::new(answer.f_reshape(shape)?, Lead::BATCH)));
+            known.push((read.name.clone(), Value::new(reshaped(&answer, &shape)?, Lead::BATCH)));
         }
-        let arguments = data(in_order(&back.rest, &known)?);
+        if back.rest.arguments.len() > known.len() {
+            let inputs: Vec<(String, Value)> = inputs.iter().map(at_once).collect::<Result<_>>()?;
+            known.extend(self.all_mapped(&inputs, query_scale, &nothing(), &Masks::default())?);
+        }
+        let arguments: Vec<Datum> = in_order(&back.rest, &known)?.into_iter().map(Datum::Value).collect();
+        let around = InStep { weights: self, states: &[], index: Value::new(index, Lead::BATCH) };
         let results = evaluate::nodes(&around, &self.slot.rule, &back.rest, &self.prefix, 0, &arguments)?;
         let whole = |d: &Datum| -> Result<Value> {
             let v = d.value()?;
@@ -116,4 +121,36 @@ impl FastWeights {
         };
         results.iter().map(whole).collect()
     }
+
+    /// The queries that a walk begins with, `[1, n, size]`: one kernel where there is one.
+    fn queries(&self, back: &Back, inputs: &[(String, Value)], query_scale: Option<f64>, nothing: Memory) -> Result<Vec<Value>> {
+        let plan = &back.queries;
+        let as_step = |v: Value| -> Result<Value> {
+            Ok(if v.lead.steps { v } else { Value::new(v.tensor.f_unsqueeze(0)?, Lead { steps: true, ..v.lead }) })
+        };
+        let values: Vec<Value> = in_order(&plan.function, inputs)?.into_iter().map(as_step).collect::<Result<_>>()?;
+        let given = Inputs::Raw { values: &values, query_scale };
+        let executors = self.executors.clone();
+        if let Some(found) = executors.read(self, plan, given, nothing.clone())? {
+            return Ok(found);
+        }
+        let ready = given.ready(self, plan, &nothing, &Masks::default())?;
+        Ok(walk(self, plan, &ready, nothing, &Masks::default())?.0)
+    }
+
+    /// A state before a deferred write; none where it holds nothing but zeros.
+    fn start(&self, deferred: &Deferred, state: usize) -> Result<Option<Tensor>> {
+        let rule = &self.slot.rule.program;
+        Ok(match &deferred.memory {
+            Some(memory) => Some(memory.states[state].shallow_clone()),
+            None if rule.states[state].init == StateInit::Zeros => None,
+            None => Some(self.initial_states(&declared(rule)[state..=state], deferred.samples)?.remove(0)),
+        })
+    }
+}
+
+/// An input without the axis of its one step.
+fn at_once((name, v): &(String, Value)) -> Result<(String, Value)> {
+    let first = if v.lead.steps { Value::new(v.tensor.f_select(0, 0)?, Lead { steps: false, ..v.lead }) } else { v.clone() };
+    Ok((name.clone(), first))
 }

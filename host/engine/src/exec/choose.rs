@@ -21,7 +21,7 @@ use super::kernel::{self, Built};
 use super::plan::StepPlan;
 use super::prepared::Slot;
 use super::scan::{FastWeights, Inputs, Masks};
-use super::value::{Lead, Memory, Value};
+use super::value::{Lead, Memory, Value, turned};
 use super::verify::verify;
 use super::walk::{length, walk};
 
@@ -309,11 +309,16 @@ impl Executors {
             return kernel::run(&weights.with_slot(slot), &slot.step, inputs.given(), memory, masks);
         }
         let ready = inputs.ready(weights, plan, &memory, masks)?;
-        match pick {
-            Pick::Chunkwise(chunk) => chunk::run(weights, &chunk, &ready, memory, masks),
-            Pick::Scan => kernel::run(weights, plan, &ready, memory, masks),
-            _ => walk(weights, plan, &ready, memory, masks),
+        if matches!(pick, Pick::Scan) {
+            return kernel::run(weights, plan, &ready, memory, masks);
         }
+        if masks.backwards {
+            // The others know one direction.
+            let ready: Vec<Value> = ready.iter().map(turned).collect::<Result<_>>()?;
+            let (outputs, memory) = plainly(&pick, weights, plan, &ready, memory, &masks.turned()?)?;
+            return Ok((outputs.iter().map(turned).collect::<Result<_>>()?, memory));
+        }
+        plainly(&pick, weights, plan, &ready, memory, masks)
     }
 
     /// Reads along a sequence, for a plan of [`super::plan::read_along`] and a memory without states: the outputs, or none where the
@@ -437,6 +442,21 @@ impl Executors {
                 }
             }),
         }
+    }
+}
+
+/// A walk without a kernel.
+fn plainly(
+    pick: &Pick,
+    weights: &FastWeights,
+    plan: &Arc<StepPlan>,
+    inputs: &[Value],
+    memory: Memory,
+    masks: &Masks,
+) -> Result<(Vec<Value>, Memory)> {
+    match pick {
+        Pick::Chunkwise(chunk) => chunk::run(weights, chunk, inputs, memory, masks),
+        _ => walk(weights, plan, inputs, memory, masks),
     }
 }
 
@@ -583,4 +603,80 @@ fn described(built: &Built, inside: bool) -> Json {
         "flags": built.compiler.flags,
         "vector_bytes": kernel::compile::vector_bytes(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use fwp_program::SlotPrograms;
+    use fwp_sdk::build::Dims;
+    use fwp_sdk::{Ask, Part, Request};
+    use tch::Tensor;
+
+    use super::*;
+    use crate::exec::evaluate::Table;
+    use crate::exec::value::Precision;
+    use crate::shim;
+    use crate::shim::testing::numbers;
+
+    const STEPS: i64 = 150;
+    const N: i64 = 2;
+    const KEY: usize = 5;
+    const VALUE: usize = 6;
+
+    fn slot() -> Arc<Slot> {
+        let dims = Dims { key_raw: KEY, key: KEY, value: VALUE, heads: 1, ..Dims::ONE };
+        let ask = Ask::Rule { dims };
+        let request = Request { kind: PartKind::UpdateRule, name: "delta".into(), config: serde_json::Map::new(), ask };
+        let rule = Part::update_rule::<fwp_rule_delta::Delta>().describe(&request).unwrap();
+        let rule = Program::from_bytes(&rule).unwrap();
+        let map = crate::command::apply::identity(KEY);
+        Arc::new(Slot::new(&SlotPrograms { name: "main".into(), layers: None, map, rule }).unwrap())
+    }
+
+    /// Output, last state and the gradients of inputs and state; with `turn`, of steps that are laid the other way round before and
+    /// laid back after.
+    fn walked(policy: Policy, leaves: &[Tensor; 5], masks: &Masks, turn: bool) -> Vec<Tensor> {
+        let weights = FastWeights {
+            slot: slot(),
+            index: 0,
+            parameters: Table::default(),
+            prefix: String::new(),
+            precision: Precision { kind: Kind::Double, device: Device::Cpu },
+            memory_limit: u64::MAX,
+            executors: Arc::new(Executors::new(policy)),
+        };
+        let lay = |t: &Tensor| if turn { t.flip([0]) } else { t.shallow_clone() };
+        let inputs: Vec<Value> = leaves[..4].iter().map(|t| Value::new(lay(t), Lead::STEPS)).collect();
+        let memory =
+            Memory { slot: 0, states: vec![leaves[4].shallow_clone()], index: Tensor::zeros([N], (Kind::Int64, Device::Cpu)) };
+        let plan = weights.slot.step.clone();
+        let (outputs, memory) = weights.executors.clone().run(&weights, &plan, Inputs::Ready(&inputs), memory, masks).unwrap();
+        let (y, w) = (lay(&outputs[0].tensor), &memory.states[0]);
+        let loss = (&y * y.detach().sin()).sum(Kind::Double) + (w * w.detach().cos()).sum(Kind::Double);
+        let wrt: Vec<&Tensor> = leaves.iter().collect();
+        let gradients = shim::gradients(&[loss], &[None::<Tensor>], &wrt, false, false).unwrap();
+        [y.detach(), w.detach()].into_iter().chain(gradients.into_iter().map(Option::unwrap)).collect()
+    }
+
+    #[test]
+    fn steps_are_taken_from_the_last_to_the_first_where_that_is_asked_for() {
+        let grid = Tensor::arange(STEPS * N, (Kind::Int64, Device::Cpu)).view([STEPS, N]);
+        let (key, value) = (KEY as i64, VALUE as i64);
+        let leaf = |shape: &[i64]| (numbers(shape) * 0.6).set_requires_grad(true);
+        let leaves = [&[STEPS, N, key][..], &[STEPS, N, key], &[STEPS, N, value], &[STEPS, N], &[N, value, key]].map(leaf);
+        let (reset, write) = (grid.remainder(37).eq(5), grid.remainder(5).ne(2));
+        for masked in [false, true] {
+            let given = |t: &Tensor| masked.then(|| t.shallow_clone());
+            let backwards = Masks { reset: given(&reset), write: given(&write), backwards: true };
+            let forwards = backwards.turned().unwrap();
+            assert!(!forwards.backwards);
+            let wanted = walked(Policy::Only(Executor::Reference), &leaves, &forwards, true);
+            for executor in Executor::ALL {
+                for (i, (a, b)) in walked(Policy::Only(executor), &leaves, &backwards, false).iter().zip(&wanted).enumerate() {
+                    let error = ((a - b).abs().max() / b.abs().max()).double_value(&[]);
+                    assert!(error <= 1e-12, "{executor}, masks {masked}, tensor {i}: {error:e}");
+                }
+            }
+        }
+    }
 }

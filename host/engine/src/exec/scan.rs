@@ -76,6 +76,16 @@ pub struct Masks {
     pub reset: Option<Tensor>,
     /// `[steps, n]`: where false the step leaves the state as it is.
     pub write: Option<Tensor>,
+    /// The last step in time is taken first. Inputs and outputs stay where they are in time.
+    pub backwards: bool,
+}
+
+impl Masks {
+    /// For steps that lie the other way round.
+    pub(super) fn turned(&self) -> Result<Masks> {
+        let turned = |m: &Option<Tensor>| m.as_ref().map(|m| m.f_flip([0])).transpose();
+        Ok(Masks { reset: turned(&self.reset)?, write: turned(&self.write)?, backwards: !self.backwards })
+    }
 }
 
 /// A parameter as a scan takes it: one a head is repeated for every sample, `[samples * heads, ...]`; any other is the same for all.

@@ -96,7 +96,7 @@ pub fn position(like: &Tensor, along: &Along<'_>) -> Result<(Value, Vec<Tensor>)
         None => Tensor::f_zeros([batch], (Kind::Int64, like.device()))?,
     };
     let reset = along.reset.map(|r| r.f_transpose(0, 1)).transpose()?;
-    let masks = super::scan::Masks { reset, write: None };
+    let masks = super::scan::Masks { reset, ..Default::default() };
     let (index, last) = super::scan::step_indices(&start, &masks, time, true)?;
     Ok((Value::new(index.tensor.f_transpose(0, 1)?, Lead::AXIS), vec![last]))
 }

@@ -119,6 +119,11 @@ pub fn reshaped(t: &Tensor, size: &[i64]) -> Result<Tensor> {
     Ok(if t.size() == size { t.shallow_clone() } else { t.f_reshape(size)? })
 }
 
+/// Its steps the other way round.
+pub fn turned(v: &Value) -> Result<Value> {
+    Ok(if v.lead.steps { Value::new(v.tensor.f_flip([0])?, v.lead) } else { v.clone() })
+}
+
 /// The union of the leading axes of values.
 pub fn joined<'a>(values: impl IntoIterator<Item = &'a Value>) -> Lead {
     values.into_iter().fold(Lead::NONE, |l, v| l.union(v.lead))
@@ -133,6 +138,8 @@ pub enum Datum {
     Tuple(Vec<Datum>),
     /// The fast weights of a slot.
     Memory(Memory),
+    /// Those with nothing written into them, which their first write makes.
+    Fresh,
     /// Those, not yet written.
     Deferred(Deferred),
 }

@@ -166,7 +166,7 @@ impl<'a> Trial<'a> {
             let t = if v.lead.batch { v.tensor.f_narrow(0, 0, samples)? } else { v.tensor.shallow_clone() };
             parameters.push((name.clone(), Value::new(t.f_detach()?, v.lead)));
         }
-        let masks = Masks { reset, write };
+        let masks = Masks { reset, write, ..Masks::default() };
         Ok(Trial { weights, plan, inputs: drawn, states, index, slot: memory.slot, masks, parameters, seed })
     }
 

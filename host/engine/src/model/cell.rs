@@ -116,7 +116,7 @@ impl Cell {
         let index = Tensor::f_zeros([batch], (Kind::Int64, call.precision.device))?;
         let memory = Memory { slot: 0, states: self.tensors(call.current, batch)?, index };
         let inputs = call.sequences.iter().map(|t| Ok(Value::new(t.f_transpose(0, 1)?, Lead::STEPS)));
-        let masks = Masks { reset: call.reset.map(|r| r.f_transpose(0, 1)).transpose()?, write: None };
+        let masks = Masks { reset: call.reset.map(|r| r.f_transpose(0, 1)).transpose()?, ..Masks::default() };
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let (outputs, memory) =
             weights.executors.clone().run(&weights, &self.slot.step, Inputs::Ready(&inputs), memory, &masks)?;
@@ -186,7 +186,7 @@ fn counted(initial: &Tensor, current: &Tensor, writes: i64, length: i64, reset: 
     let went_on = current.f_add_scalar(writes * length)?;
     let Some(reset) = reset else { return Ok(went_on) };
     let reset = reset.f_repeat_interleave_self_int(heads, 1, None)?;
-    let masks = Masks { reset: Some(reset.shallow_clone()), write: None };
+    let masks = Masks { reset: Some(reset.shallow_clone()), ..Masks::default() };
     let (_, since) = step_indices(&current.f_zeros_like()?, &masks, length, true)?;
     let anew = since.f_mul_scalar(writes)?.f_add(initial)?;
     Ok(anew.f_where_self(&reset.f_any_dim(0, false)?, &went_on)?)

@@ -203,7 +203,7 @@ impl<'a> InNet<'a> {
         let per_head = |mask: &Tensor| -> Result<Tensor> {
             Ok(mask.f_transpose(0, 1)?.f_repeat_interleave_self_int(heads as i64, 1, None)?)
         };
-        let mut masks = Masks { reset: reset.map(|r| per_head(&r)).transpose()?, write: None };
+        let mut masks = Masks { reset: reset.map(|r| per_head(&r)).transpose()?, ..Masks::default() };
         let steps = call.length.unwrap_or(1);
         let mut inputs = Vec::new();
         for (name, x) in &call.inputs {
@@ -236,9 +236,11 @@ impl<'a> InNet<'a> {
         let n = |interface: &SlotInterface| self.batch * interface.heads as i64;
         match op {
             Op::MemoryInit { slot, name } => {
-                let weights = self.weights(at, slot, name)?;
+                if alone(at, |op| matches!(op, Op::FastWrite { .. })) {
+                    return Ok(Datum::Fresh);
+                }
                 let (_, interface) = self.interface(slot)?;
-                Ok(Datum::Memory(weights.initial(n(interface))?))
+                Ok(Datum::Memory(self.weights(at, slot, name)?.initial(n(interface))?))
             }
             Op::FastWeights { slot, name, inputs, scale, read } => {
                 let weights = self.weights(at, slot, name)?;
@@ -264,11 +266,16 @@ impl<'a> InNet<'a> {
                 let weights = self.weights(at, slot, name)?;
                 let (_, interface) = self.interface(slot)?;
                 let call = Call::new(interface, inputs, &operands[1..], QueryScale::None, at.axis())?;
-                let memory = memory(operands[0])?;
                 let (given, masks) = self.operands(&call)?;
-                if let Some(fresh) = self.read_alone(at, &call, &masks).filter(|_| weights.walks_back()) {
-                    return Ok(Datum::Deferred(Deferred { memory, fresh, inputs: given }));
+                let before = match operands[0] {
+                    Datum::Fresh => None,
+                    other => Some(memory(other)?),
+                };
+                let deferred = Deferred { memory: before, samples: n(interface), inputs: given };
+                if self.read_alone(at, &call, &masks) && weights.walks_back() {
+                    return Ok(Datum::Deferred(deferred));
                 }
+                let (memory, given) = (weights.before(&deferred)?, deferred.inputs);
                 let shown = self.shown(&call, &weights, &memory, &masks, &given)?;
                 let given: Vec<(String, Value)> = match call.length {
                     Some(_) => given,
@@ -292,7 +299,7 @@ impl<'a> InNet<'a> {
                         weights.read_back(deferred, &given, call.query_scale())?
                     }
                     Datum::Deferred(d) => {
-                        let memory = weights.write(&d.inputs, d.memory.clone(), &Masks::default())?;
+                        let memory = weights.write(&d.inputs, weights.before(d)?, &Masks::default())?;
                         weights.read(&given, call.query_scale(), &memory, &masks)?
                     }
                     other => weights.read(&given, call.query_scale(), &memory(other)?, &masks)?,
@@ -303,15 +310,10 @@ impl<'a> InNet<'a> {
         }
     }
 
-    /// Whether nothing but one read looks at what this node writes along a sequence, and then whether it is the first write of its memory.
-    fn read_alone(&self, at: &Place<'_>, call: &Call<'_>, masks: &Masks) -> Option<bool> {
-        let f = at.function;
-        let is_read = |n: &Node| matches!(n.op, Op::FastRead { .. }) && n.operands[0] as usize == at.node;
-        let uses = f.nodes.iter().flat_map(|n| &n.operands).filter(|o| **o as usize == at.node).count();
-        let alone = uses == 1 && f.nodes.iter().any(is_read) && f.outputs.iter().all(|o| o.node as usize != at.node);
+    /// Whether nothing but one read looks at what this node writes along a sequence.
+    fn read_alone(&self, at: &Place<'_>, call: &Call<'_>, masks: &Masks) -> bool {
         let plain = masks.reset.is_none() && masks.write.is_none() && self.probes.is_none() && call.length.is_some();
-        let before = f.nodes[at.node].operands[0] as usize;
-        (alone && plain).then(|| matches!(f.nodes[before].op, Op::MemoryInit { .. }))
+        plain && alone(at, |op| matches!(op, Op::FastRead { .. }))
     }
 
     /// Inputs as they are shown, where anybody looks: after the feature map.
@@ -480,6 +482,14 @@ impl<'a> Call<'a> {
     }
 }
 
+/// Whether one node alone looks at the fast weights of this one, and is such a one.
+fn alone(at: &Place<'_>, is: impl Fn(&Op) -> bool) -> bool {
+    let f = at.function;
+    let found = |n: &Node| is(&n.op) && n.operands[0] as usize == at.node;
+    let uses = f.nodes.iter().flat_map(|n| &n.operands).filter(|o| **o as usize == at.node).count();
+    uses == 1 && f.nodes.iter().any(found) && f.outputs.iter().all(|o| o.node as usize != at.node)
+}
+
 fn memory(d: &Datum) -> Result<Memory> {
     match d {
         Datum::Memory(m) => Ok(m.clone()),
@@ -501,8 +511,8 @@ fn flatten(data: &[Datum]) -> Vec<Tensor> {
         .flat_map(|d| match d {
             Datum::Value(v) => vec![v.tensor.shallow_clone()],
             Datum::Memory(m) => pack(m),
-            // Only one read knows of it.
-            Datum::Deferred(_) => vec![],
+            // Only one write or read knows of it.
+            Datum::Fresh | Datum::Deferred(_) => vec![],
             Datum::Tuple(parts) => flatten(parts),
         })
         .collect()

@@ -239,7 +239,7 @@ impl Subject {
             let t = t.f_to_device(precision.device)?.f_transpose(0, 1)?;
             Ok(Some(t.f_repeat_interleave_self_int(heads, 1, None)?))
         };
-        let masks = Masks { reset: mask(&data.reset)?, write: mask(&data.write)? };
+        let masks = Masks { reset: mask(&data.reset)?, write: mask(&data.write)?, ..Masks::default() };
         let mut inputs = Vec::new();
         for (name, t) in &data.inputs {
             let t = leaf(name.clone(), t)?;

@@ -31,9 +31,9 @@ const TOLERANCE: f64 = 1e-9;
 pub struct WalkedBack {
     /// The walk: a rule whose step takes the inputs of the write and has two states for every read, `queryN` and `answerN`, in this order.
     pub rule: Program,
-    /// What the walk begins with: the inputs of the read as arguments, results `queryN`.
+    /// What the walk begins with: arguments are those inputs of the read that it takes, results `queryN`.
     pub queries: Function,
-    /// The outputs of the read: its inputs as arguments, then the reads.
+    /// The outputs of the read: arguments are those inputs that it takes besides, then the reads.
     pub rest: Function,
     /// The reads in order.
     pub reads: Vec<BackRead>,
@@ -80,6 +80,7 @@ pub fn walked_back(program: &Program, apart: &Separation) -> Result<WalkedBack, 
         let nodes = copied(e, &canonical.rest, &wanted, arguments)?;
         Ok(canonical.rest.outputs.iter().zip(nodes).map(|(o, node)| (o.name.clone(), node)).collect())
     })?;
+    let (queries, rest) = (taken(queries), taken(rest));
     let reads = reads.iter().map(|(form, read)| BackRead {
         name: read.name.clone(),
         state: form.state as usize,
@@ -132,6 +133,19 @@ fn derived(
     let (parameters, nodes) = (e.parameters, e.nodes);
     let outputs = outputs.into_iter().map(|(name, node)| Output { name, node }).collect();
     Ok(Function { parameters, nodes, outputs, ..empty })
+}
+
+/// The function with those arguments alone that it looks at.
+fn taken(mut f: Function) -> Function {
+    let looks = |i: usize| f.nodes.iter().any(|n| n.op == Op::Argument { index: i as u32 });
+    let kept: Vec<usize> = (0..f.arguments.len()).filter(|i| looks(*i)).collect();
+    for node in &mut f.nodes {
+        if let Op::Argument { index } = &mut node.op {
+            *index = kept.partition_point(|k| *k < *index as usize) as u32;
+        }
+    }
+    f.arguments = kept.into_iter().map(|i| f.arguments[i].clone()).collect();
+    f
 }
 
 /// Copies what these nodes of a function need; gives their places.

@@ -386,6 +386,7 @@ impl Graph {
             }
         }
         factors.sort_unstable();
+        let factors = self.in_turns(factors);
         let mut groups: Vec<(Vec<Axis>, Id)> = Vec::new();
         for f in factors {
             let axes = self.axes(f).to_vec();
@@ -407,6 +408,15 @@ impl Graph {
             result = self.times(result, g);
         }
         result
+    }
+
+    /// Factors in an order in which those that divide come in turns with the others. What a sum of features divides is often as large as it:
+    /// 1/s^2 is nothing long before x y / s^2 is.
+    fn in_turns(&self, factors: Vec<Id>) -> Vec<Id> {
+        let divides = |f: &Id| self.is(*f, Fun::Div) && self.value(self.nodes[*f].operands[0]).is_some();
+        let (under, over): (Vec<Id>, Vec<Id>) = factors.into_iter().partition(divides);
+        let rounds = under.len().max(over.len());
+        (0..rounds).flat_map(|i| over.get(i).into_iter().chain(under.get(i))).copied().collect()
     }
 
     /// Whether a value of several axes is a product of values that each have fewer.
@@ -461,7 +471,7 @@ impl Graph {
 
     fn product_of(&mut self, factors: Vec<Id>) -> Id {
         let one = self.number(1.0);
-        factors.into_iter().fold(one, |p, f| self.mul(p, f))
+        self.in_turns(factors).into_iter().fold(one, |p, f| self.mul(p, f))
     }
 
     pub fn fold(&mut self, fold: Fold, axis: Axis, x: Id) -> Id {

@@ -49,6 +49,7 @@ struct Scan {
     fresh_gradient: *const *mut c_void,
     saved: *mut c_void,
     together: i64,
+    backwards: i64,
 }
 
 /// Opens a compiled kernel, once for each file of this process's life.
@@ -167,6 +168,8 @@ pub(super) struct Buffers {
     pub saved: Option<Tensor>,
     /// Blocks of one unit.
     pub together: i64,
+    /// Whether the last step in time is taken first.
+    pub backwards: bool,
     /// Gradients; the forward pass has none.
     pub gradients: Option<Gradients>,
 }
@@ -348,6 +351,7 @@ impl Call {
             fresh_gradient: or_null(&fresh_gradient),
             saved: b.saved.as_ref().map_or(std::ptr::null_mut(), pointer),
             together: b.together,
+            backwards: i64::from(b.backwards),
         };
         let shared = Shared(&scan);
         let entry = if g.is_some() { self.opened.backward } else { self.opened.forward };

@@ -92,7 +92,14 @@ fn finish(
     let whole = |list: Vec<Tensor>| list.into_iter().map(|t| Ok(t.f_contiguous()?)).collect::<Result<Vec<_>>>();
     let flags =
         |m: &Option<Tensor>| m.as_ref().map(|m| Ok::<_, anyhow::Error>(m.f_to_kind(Kind::Bool)?.f_contiguous()?)).transpose();
-    let walk = Walk { steps, samples: n, resets: masks.reset.is_some(), masked: masks.write.is_some(), indexed: index.is_some() };
+    let walk = Walk {
+        steps,
+        samples: n,
+        resets: masks.reset.is_some(),
+        masked: masks.write.is_some(),
+        indexed: index.is_some(),
+        backwards: masks.backwards,
+    };
     let tensors = Tensors {
         inputs: given.tensors,
         start: whole(states)?,
@@ -170,6 +177,7 @@ struct Walk {
     resets: bool,
     masked: bool,
     indexed: bool,
+    backwards: bool,
 }
 
 /// What goes into a kernel.
@@ -245,6 +253,7 @@ impl Walk {
             write,
             index,
             together: self.together(built),
+            backwards: self.backwards,
             ..Buffers::default()
         }
     }

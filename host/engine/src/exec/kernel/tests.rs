@@ -102,7 +102,7 @@ impl Data {
         }
         let size = self.inputs[0].size();
         let grid = Tensor::arange(size[0] * size[1], (Kind::Int64, Device::Cpu)).view([size[0], size[1]]);
-        Masks { reset: Some(grid.remainder(7).eq(5)), write: Some(grid.remainder(5).ne(2)) }
+        Masks { reset: Some(grid.remainder(7).eq(5)), write: Some(grid.remainder(5).ne(2)), ..Masks::default() }
     }
 
     /// Output, last state, and the gradients of inputs and state.

@@ -171,7 +171,7 @@ impl Driver<'_> {
                 continue;
             }
             let ty = c_type(p.dtype);
-            let time = if once { String::new() } else { format!(" + t * s->in_step[{i}]") };
+            let time = if once { String::new() } else { format!(" + u * s->in_step[{i}]") };
             let indent = if once { 4 } else { 8 };
             let from = format!("((const {ty} *)s->in[{i}]{time} + sequence * s->in_sequence[{i}])");
             match self.copies[i] {
@@ -236,7 +236,7 @@ impl Driver<'_> {
             return t;
         }
         let (test, ahead) = if given.is_some() { ("t >= 2", "t - 2") } else { ("t + 2 < s->steps", "t + 2") };
-        let _ = writeln!(t, "{:indent$}if ({test}) {{\n{:indent$}    const int64_t ahead = {ahead};", "", "");
+        let _ = writeln!(t, "{:indent$}if ({test}) {{\n{:indent$}    const int64_t ahead = fwp_place(s, {ahead});", "", "");
         for (from, bytes, written) in lines {
             let name = if written { "fwp_foresee_write" } else { "fwp_foresee" };
             let _ = writeln!(t, "{:indent$}    {name}({from}, {bytes});", "");
