@@ -8,12 +8,11 @@ use fwp_program::analysis::{BackRead, walked_back};
 use fwp_sdk::program::{Function, StateInit};
 use tch::{Kind, Tensor};
 
-use super::evaluate;
 use super::ops::sizes;
 use super::plan::{StepPlan, declared};
 use super::prepared::{Prepared, ReadWrite, Slot};
-use super::scan::{FastWeights, InStep, Inputs, Masks, in_order};
-use super::value::{Datum, Lead, Memory, Value, expanded, reshaped};
+use super::scan::{FastWeights, Inputs, Masks, in_order};
+use super::value::{Lead, Memory, Value, reshaped};
 use super::walk::walk;
 
 /// The walk back of a rule, made ready.
@@ -106,28 +105,19 @@ impl FastWeights {
             let shape: Vec<i64> = std::iter::once(n).chain(sizes(&read.shape)).collect();
             known.push((read.name.clone(), Value::new(reshaped(&answer, &shape)?, Lead::BATCH)));
         }
-        if back.rest.arguments.len() > known.len() {
+        let is_read = |name: &str| back.reads.iter().any(|r| r.name == *name);
+        if back.rest.arguments.iter().any(|a| !is_read(&a.name)) {
             let inputs: Vec<(String, Value)> = inputs.iter().map(at_once).collect::<Result<_>>()?;
             known.extend(self.all_mapped(&inputs, query_scale, &nothing(), &Masks::default())?);
         }
-        let arguments: Vec<Datum> = in_order(&back.rest, &known)?.into_iter().map(Datum::Value).collect();
-        let around = InStep { weights: self, states: &[], index: Value::new(index, Lead::BATCH) };
-        let results = evaluate::nodes(&around, &self.slot.rule, &back.rest, &self.prefix, 0, &arguments)?;
-        let whole = |d: &Datum| -> Result<Value> {
-            let v = d.value()?;
-            let shape: Vec<i64> = std::iter::once(n).chain(v.shape()).collect();
-            let t = expanded(v.aligned(Lead::BATCH, v.rank())?, &shape)?;
-            Ok(if along { Value::new(t.f_unsqueeze(0)?, Lead::STEPS) } else { Value::new(t, Lead::BATCH) })
-        };
-        results.iter().map(whole).collect()
+        let results = self.evaluated(&back.rest, &nothing(), &known)?;
+        let as_given = |v: Value| if along { as_step(v) } else { Ok(v) };
+        results.into_iter().map(as_given).collect()
     }
 
     /// The queries that a walk begins with, `[1, n, size]`: one kernel where there is one.
     fn queries(&self, back: &Back, inputs: &[(String, Value)], query_scale: Option<f64>, nothing: Memory) -> Result<Vec<Value>> {
         let plan = &back.queries;
-        let as_step = |v: Value| -> Result<Value> {
-            Ok(if v.lead.steps { v } else { Value::new(v.tensor.f_unsqueeze(0)?, Lead { steps: true, ..v.lead }) })
-        };
         let values: Vec<Value> = in_order(&plan.function, inputs)?.into_iter().map(as_step).collect::<Result<_>>()?;
         let given = Inputs::Raw { values: &values, query_scale };
         let executors = self.executors.clone();
@@ -147,6 +137,11 @@ impl FastWeights {
             None => Some(self.initial_states(&declared(rule)[state..=state], deferred.samples)?.remove(0)),
         })
     }
+}
+
+/// A value as that of one step.
+fn as_step(v: Value) -> Result<Value> {
+    Ok(if v.lead.steps { v } else { Value::new(v.tensor.f_unsqueeze(0)?, Lead { steps: true, ..v.lead }) })
 }
 
 /// An input without the axis of its one step.

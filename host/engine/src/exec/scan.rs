@@ -265,12 +265,16 @@ impl FastWeights {
 
     /// [`FastWeights::read`], operation by operation, with inputs after the feature map.
     fn read_mapped(&self, memory: &Memory, inputs: &[(String, Value)]) -> Result<Vec<Value>> {
-        let read = &self.slot.apart()?.apart.read;
-        let arguments: Vec<Datum> = in_order(read, inputs)?.into_iter().map(Datum::Value).collect();
+        self.evaluated(&self.slot.apart()?.apart.read, memory, inputs)
+    }
+
+    /// The results of a function of the rule for these arguments: `[steps, n, ...]` where an argument has steps, else `[n, ...]`.
+    pub(super) fn evaluated(&self, function: &Function, memory: &Memory, arguments: &[(String, Value)]) -> Result<Vec<Value>> {
+        let arguments: Vec<Datum> = in_order(function, arguments)?.into_iter().map(Datum::Value).collect();
         let steps = arguments.iter().any(|a| a.value().is_ok_and(|v| v.lead.steps));
         let around =
             InStep { weights: self, states: &memory.states, index: Value::new(memory.index.shallow_clone(), Lead::BATCH) };
-        let results = evaluate::nodes(&around, &self.slot.rule, read, &self.prefix, 0, &arguments)?;
+        let results = evaluate::nodes(&around, &self.slot.rule, function, &self.prefix, 0, &arguments)?;
         let lead = if steps { Lead::STEPS } else { Lead::BATCH };
         let n = memory.index.size()[0];
         let length = arguments.iter().filter_map(|a| a.value().ok()).find(|v| v.lead.steps).map(|v| v.tensor.size()[0]);
