@@ -804,6 +804,19 @@ rule!(Unproven, |d| qkv(d), |s| {
     s.output(w.matvec(q));
     s.set_state("w", w);
 });
+rule!(Stack, |d| Signature::new(d).state("w", [2, d.value, d.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let both = s.state("w") + outer(v, k).expand(0, 2);
+    s.output(both.sum_over_axes(&[0]).matvec(q));
+    s.set_state("w", both);
+});
+rule!(WholeResult, |d| qkv(d).extra("memory", [d.value, d.key]), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.state("w") + outer(v, k);
+    s.output(w.matvec(q));
+    s.extra("memory", 2.0 * &w);
+    s.set_state("w", w);
+});
 rule!(RowsAndErasure, |d| qkv(d).signal("a", [d.value]), |s| {
     let (q, k, v) = s.query_key_value();
     let w = s.state("w");
@@ -881,6 +894,39 @@ fn what_is_in_the_way_is_named() {
         assert_eq!(obstacle, Obstacle::Round);
         let (class, affine, operator, ..) = refused::<Unproven>(dims);
         assert_eq!((class, affine, operator.as_str()), (Class::Unproven, Affine::InNumbers, "max"));
+    }
+}
+
+/// The operation that is in the way of a form, and the line of this file on which it is said to be.
+fn in_the_way<R: UpdateRule>(dims: Dims) -> (String, String) {
+    let (p, a) = analysed::<R>(dims);
+    let Err(Reason::Operation { operator, place, .. }) = a.canonical else { panic!("{}: {:?}", p.name, a.canonical) };
+    let line: usize = place.rsplit(':').nth(1).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{}: {place}", p.name));
+    (operator, include_str!("analysis.rs").lines().nth(line - 1).unwrap().trim().to_string())
+}
+
+#[test]
+fn the_operator_that_is_named_is_the_one_at_the_place() {
+    for dims in SIZES {
+        for ((operator, line), wanted) in [
+            // What makes the next value; what a state is stands where it is declared.
+            (in_the_way::<Titans>(dims), ("add", "let w = 0.9 * w + &u;")),
+            (
+                in_the_way::<RowsAndErasure>(dims),
+                ("add", "let w = w.scale_rows(s.signal(\"a\").sigmoid()) + outer(v - w.matvec(&k), &k);"),
+            ),
+            (
+                in_the_way::<Held>(dims),
+                ("state", "rule!(Held, |d| Signature::new(d).state(\"w\", [d.value, d.key], StateStart::Zeros).held(4), |s| {"),
+            ),
+            (
+                in_the_way::<Stack>(dims),
+                ("state", "rule!(Stack, |d| Signature::new(d).state(\"w\", [2, d.value, d.key], StateStart::Zeros), |s| {"),
+            ),
+            (in_the_way::<WholeResult>(dims), ("mul", "s.extra(\"memory\", 2.0 * &w);")),
+        ] {
+            assert_eq!((operator.as_str(), line.as_str()), wanted);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! From what a step does to one state to the form of that state.
 
-use fwp_sdk::program::{Program, Span};
+use fwp_sdk::program::Program;
 
-use super::fault::{Blocked, Fault, Obstacle};
+use super::fault::{Blocked, Fault, Obstacle, Origin};
 use super::form::Side;
 use super::matrix::Matrix;
 use super::store::{Ask, Id, Kind, States};
@@ -78,23 +78,28 @@ type Result<T> = std::result::Result<T, Box<Blocked>>;
 /// The form of a state, or the operation in the way.
 pub(super) fn draft(p: &Program, sym: &mut Symbolic<'_>, state: usize) -> Result<Draft> {
     let declared = &p.states[state];
-    let mut me = Derivation { place: sym.places[state], sym, state };
+    let (given, made) = (sym.given[state], sym.made[state]);
+    let mut me = Derivation { made, sym, state };
     if declared.held > 1 {
         let why = format!("state `{}` keeps its value for {} steps", declared.name, declared.held);
-        return Err(me.blocked(Obstacle::Held, &why, None));
+        return Err(me.blocked_at(Obstacle::Held, &why, given));
     }
     match declared.shape[..] {
         [rows, columns] => me.matrix([rows, columns]),
         [] => me.vector(1),
         [n] => me.vector(n),
-        _ => Err(me.blocked(Obstacle::Levels, &format!("state `{}` has {} axes", declared.name, declared.shape.len()), None)),
+        _ => {
+            let why = format!("state `{}` has {} axes", declared.name, declared.shape.len());
+            Err(me.blocked_at(Obstacle::Levels, &why, given))
+        }
     }
 }
 
 struct Derivation<'s, 'a> {
     sym: &'s mut Symbolic<'a>,
     state: usize,
-    place: Span,
+    /// What makes the state's next value.
+    made: Origin,
 }
 
 /// A term before the side is known: factor * column row^T.
@@ -106,10 +111,11 @@ struct Raw {
 
 impl Derivation<'_, '_> {
     fn blocked(&self, obstacle: Obstacle, why: &str, at: Option<Id>) -> Box<Blocked> {
-        let s = &self.sym.store;
-        let (operator, span) = at.map_or(("state", self.place), |id| (s.operator(id), s.span_of(id)));
+        self.blocked_at(obstacle, why, at.map_or(self.made, |id| self.sym.store.origin_of(id)))
+    }
+    fn blocked_at(&self, obstacle: Obstacle, why: &str, origin: Origin) -> Box<Blocked> {
         let states: States = 1 << self.state;
-        Box::new(Blocked { obstacle, operator, span, why: why.to_string(), states })
+        Box::new(Blocked { obstacle, origin, why: why.to_string(), states })
     }
     fn fault(&self, fault: (Fault, Id)) -> Box<Blocked> {
         self.blocked(fault.0.obstacle, &fault.0.why, Some(fault.1))

@@ -1,6 +1,6 @@
 //! Why a value has no place in a form.
 
-use fwp_sdk::program::Span;
+use fwp_sdk::program::{Node, Span};
 
 use super::store::States;
 
@@ -52,12 +52,26 @@ impl Fault {
     }
 }
 
+/// An operation of the step, as the plugin's source has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Origin {
+    /// Name of its operator.
+    pub operator: &'static str,
+    /// Where it is written.
+    pub span: Span,
+}
+
+impl Origin {
+    pub fn of(node: &Node) -> Origin {
+        Origin { operator: node.op.name(), span: node.span }
+    }
+}
+
 /// An obstacle at an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Blocked {
     pub obstacle: Obstacle,
-    pub operator: &'static str,
-    pub span: Span,
+    pub origin: Origin,
     pub why: String,
     /// States that the value depends on.
     pub states: States,

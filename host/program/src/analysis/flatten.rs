@@ -2,6 +2,7 @@
 
 use fwp_sdk::program::{Function, NodeId, Op, Output, Program, Type, entry};
 
+use super::fault::Origin;
 use crate::check::MAX_DEPTH;
 use crate::error::{CheckError, Problem};
 use crate::gradient::expand_gradients;
@@ -19,6 +20,13 @@ pub(crate) struct Flat {
     pub step: Function,
     /// Types of its nodes.
     pub types: Vec<Type>,
+}
+
+impl Flat {
+    /// The operation that makes a result.
+    pub(super) fn origin(&self, result: &str) -> Option<Origin> {
+        self.step.output(result).map(|n| Origin::of(&self.step.nodes[n as usize]))
+    }
 }
 
 /// Flattens the step of a rule.

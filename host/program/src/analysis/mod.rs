@@ -114,8 +114,8 @@ impl Reason {
     fn of(p: &Program, b: &Blocked) -> Reason {
         Reason::Operation {
             part: part(p),
-            place: p.place(b.span),
-            operator: b.operator.to_string(),
+            place: p.place(b.origin.span),
+            operator: b.origin.operator.to_string(),
             obstacle: b.obstacle,
             why: b.why.clone(),
         }

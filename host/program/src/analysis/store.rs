@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use fwp_sdk::program::shape::{self, Context};
 use fwp_sdk::program::{Argument, Op, Parameter, Program, Span, TensorType, Type};
 
-use super::fault::Fault;
+use super::fault::{Fault, Origin};
 use super::linear::Linear;
 use super::range::Bounds;
 
@@ -67,7 +67,7 @@ struct Entry {
     /// Number of operations, as far as is worth counting.
     weight: u64,
     hash: u64,
-    span: Span,
+    origin: Origin,
 }
 
 /// Answers about expressions.
@@ -87,8 +87,8 @@ pub(super) struct Store<'a> {
     known: HashMap<u64, Vec<Id>>,
     /// What is known of expressions already: parts of one may be parts of many.
     pub memo: Memo,
-    /// The place in the plugin's source of what is made next.
-    pub span: Span,
+    /// The operation of the step that what is made next belongs to.
+    pub origin: Origin,
     /// For every state the boundary after its last segment.
     pub last: Vec<usize>,
 }
@@ -102,7 +102,7 @@ impl<'a> Store<'a> {
             entries: Vec::new(),
             known: HashMap::new(),
             memo: Memo::default(),
-            span: Span::default(),
+            origin: Origin { operator: "state", span: Span::default() },
             last: Vec::new(),
         }
     }
@@ -134,18 +134,9 @@ impl<'a> Store<'a> {
     pub fn depends(&self, id: Id, state: usize) -> bool {
         self.states(id) & (1 << state) != 0
     }
-    pub fn span_of(&self, id: Id) -> Span {
-        self.entries[id].span
-    }
-    /// Name of the operator that makes it.
-    pub fn operator(&self, id: Id) -> &'static str {
-        match self.kind(id) {
-            Kind::Op(op, _) => op.name(),
-            Kind::Sum(..) => "add",
-            Kind::Product(_, _, under) if under.is_empty() => "mul",
-            Kind::Product(..) => "div",
-            Kind::Read(_) => "state",
-        }
+    /// The operation of the step that it comes from: the normal form may be another one.
+    pub fn origin_of(&self, id: Id) -> Origin {
+        self.entries[id].origin
     }
     /// The number that it is, if it is one.
     pub fn number(&self, id: Id) -> Option<f64> {
@@ -192,7 +183,7 @@ impl<'a> Store<'a> {
             rank: (!ty.shape.is_empty(), class, index, hash),
             weight: 0,
             hash,
-            span: self.span,
+            origin: self.origin,
             ty,
         });
         let operands = self.operands(id);

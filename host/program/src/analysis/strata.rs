@@ -76,8 +76,7 @@ fn coupled(p: &Program, sym: &Symbolic<'_>, members: &[usize]) -> Blocked {
     }
     let why = format!("states {} depend on each other", names.join(" and "));
     let states = members.iter().fold(0, |all, m| all | 1 << *m);
-    let span = sym.places[members[0]];
-    Blocked { obstacle: Obstacle::Coupled, operator: "state", span, why, states }
+    Blocked { obstacle: Obstacle::Coupled, origin: sym.made[members[0]], why, states }
 }
 
 pub(super) fn states_of(sym: &Symbolic<'_>, v: &Value) -> States {
@@ -120,7 +119,7 @@ pub(super) fn canonical(p: &Program, flat: &Flat, sym: &mut Symbolic<'_>, groups
             Value::Blocked(b) => return Err(b),
             Value::Matrix(m) => match sym.store.dense(&m) {
                 Some(id) => id,
-                None => return Err(Box::new(whole(sym, &m, &name))),
+                None => return Err(Box::new(whole(flat, sym, &m, &name))),
             },
         };
         results.push((name, id));
@@ -128,10 +127,11 @@ pub(super) fn canonical(p: &Program, flat: &Flat, sym: &mut Symbolic<'_>, groups
     Assembly::new(p, flat, sym, groups, results)?.assemble()
 }
 
-fn whole(sym: &Symbolic<'_>, m: &super::matrix::Matrix, result: &str) -> Blocked {
+fn whole(flat: &Flat, sym: &Symbolic<'_>, m: &super::matrix::Matrix, result: &str) -> Blocked {
     let state = m.bases.first().map_or(0, |b| b.state);
     let why = format!("result `{result}` takes all of state `{}`", sym.names[state]);
-    Blocked { obstacle: Obstacle::NotAffine, operator: "state", span: sym.places[state], why, states: m.states(&sym.store) }
+    let origin = flat.origin(result).unwrap_or(sym.made[state]);
+    Blocked { obstacle: Obstacle::NotAffine, origin, why, states: m.states(&sym.store) }
 }
 
 /// A read that goes from a stratum to later ones.
@@ -260,7 +260,7 @@ impl<'s, 'a> Assembly<'s, 'a> {
 
     fn blocked(&self, obstacle: Obstacle, why: String, at: Id) -> Box<Blocked> {
         let s = &self.sym.store;
-        Box::new(Blocked { obstacle, operator: s.operator(at), span: s.span_of(at), why, states: s.states(at) })
+        Box::new(Blocked { obstacle, origin: s.origin_of(at), why, states: s.states(at) })
     }
 
     /// The groups in an order in which queries, too, are known in time.
@@ -447,13 +447,13 @@ impl<'s, 'a> Assembly<'s, 'a> {
             results.push((format!("state.{}", self.p.states[*s].name), next));
         }
         let step = self.emit("walk", arguments.to_vec(), &results, &leaves)?;
-        let place = self.p.place(why.span);
+        let place = self.p.place(why.origin.span);
         let place = if place.is_empty() { place } else { format!("{place}: ") };
         Ok(Walk {
             states: self.groups[g].states.iter().map(|s| *s as u32).collect(),
             step,
             reads: self.reads[g].iter().map(|e| e.name.clone()).collect(),
-            why: format!("{place}`{}`: {}", why.operator, why.why),
+            why: format!("{place}`{}`: {}", why.origin.operator, why.why),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use fwp_sdk::program::{DType, NodeId, Op, Program, Span, Type};
 
-use super::fault::{Blocked, Fault, Obstacle};
+use super::fault::{Blocked, Fault, Obstacle, Origin};
 use super::flatten::Flat;
 use super::matrix::{Base, Matrix};
 use super::store::{Ask, Id, Read, States, Store};
@@ -45,8 +45,10 @@ pub(super) struct Symbolic<'a> {
     pub results: Vec<(String, Value)>,
     /// Names of the states.
     pub names: Vec<String>,
-    /// Where the plugin's source makes the next value of every state.
-    pub places: Vec<Span>,
+    /// Every state as it is before the step, which stands where it is declared.
+    pub given: Vec<Origin>,
+    /// What makes the next value of every state.
+    pub made: Vec<Origin>,
 }
 
 /// Carries out the step.
@@ -83,10 +85,12 @@ pub(super) fn symbolic<'a>(p: &'a Program, flat: &'a Flat, boundaries: &Boundari
     }
     let results = step.outputs.iter().filter(|o| !o.name.starts_with("state."));
     let results = results.map(|o| (o.name.clone(), me.values[o.node as usize].clone())).collect();
-    let place = |name: &str| step.output(&format!("state.{name}")).map_or(Span::default(), |n| step.nodes[n as usize].span);
     let names: Vec<String> = p.states.iter().map(|s| s.name.clone()).collect();
-    let places = names.iter().map(|n| place(n)).collect();
-    Symbolic { store: me.store, updates: me.updates, results, names, places }
+    let unknown = Origin { operator: "state", span: Span::default() };
+    let made: Vec<Origin> = names.iter().map(|n| flat.origin(&format!("state.{n}")).unwrap_or(unknown)).collect();
+    let before = |state: usize| step.nodes.iter().find(|n| n.op == Op::State { index: state as u32 });
+    let given = made.iter().enumerate().map(|(state, made)| before(state).map_or(*made, Origin::of)).collect();
+    Symbolic { store: me.store, updates: me.updates, results, names, given, made }
 }
 
 struct Interpreter<'a> {
@@ -126,8 +130,7 @@ impl Interpreter<'_> {
             }
             _ => Value::Blocked(Box::new(Blocked {
                 obstacle: Obstacle::Levels,
-                operator: "state",
-                span: Span::default(),
+                origin: self.store.origin,
                 why: format!("state `{}` has {} axes", self.p.states[state].name, shape.len()),
                 states: 1 << state,
             })),
@@ -137,7 +140,7 @@ impl Interpreter<'_> {
     fn node(&mut self, n: usize) -> Value {
         let flat = self.flat;
         let node = &flat.step.nodes[n];
-        self.store.span = node.span;
+        self.store.origin = Origin::of(node);
         if let Op::State { index } = node.op {
             return self.base(index as usize, 0);
         }
@@ -159,7 +162,7 @@ impl Interpreter<'_> {
         let applied = self.apply(&node.op, &operands, &flat.types[n]);
         applied.unwrap_or_else(|fault| {
             let Fault { obstacle, why } = fault;
-            Value::Blocked(Box::new(Blocked { obstacle, operator: node.op.name(), span: node.span, why, states }))
+            Value::Blocked(Box::new(Blocked { obstacle, origin: Origin::of(node), why, states }))
         })
     }
 
