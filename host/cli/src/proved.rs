@@ -97,6 +97,13 @@ pub fn text(p: &Program, proved: &Proved) -> String {
     if !a.reads.is_empty() {
         line(2, &format!("outputs read {}", a.reads.join("; ")));
     }
+    // What no state by itself is to blame for, such as an output that takes all of one.
+    if let Err(reason) = &a.canonical
+        && a.findings.iter().all(|f| f.obstacle.as_ref() != Some(reason))
+    {
+        line(2, "the step as a whole has no chunkwise form");
+        line(4, &format!("in the way: {reason}"));
+    }
     let [before, step, after] = a.hoisted;
     line(2, &format!("operations: {before} before the steps, {step} in a step, {after} after the steps"));
     line(2, "executors");
@@ -188,6 +195,46 @@ mod tests {
             s.output(w[0].matvec(&q));
             s.set_state("w", &w[0]);
         }
+    }
+
+    config! {
+        /// A rule whose output takes all of its state, unless it is told otherwise.
+        pub struct Whole {
+            /// Whether the output takes all of the state.
+            whole: bool = true,
+        }
+    }
+
+    impl UpdateRule for Whole {
+        const NAME: &'static str = "whole";
+        const CITATION: &'static str = "test";
+        const OBJECTIVE: &'static str = "none: a test";
+        fn signature(&self, dims: Dims) -> Signature {
+            Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros)
+        }
+        fn step(&self, s: &mut Step) {
+            let (q, k, v) = s.query_key_value();
+            let w = s.state("w") + outer(v, k);
+            s.output(if self.whole { w.tanh().matvec(q) } else { w.matvec(q) });
+            s.set_state("w", w);
+        }
+    }
+
+    #[test]
+    fn a_step_without_a_form_says_what_is_in_the_way_even_where_every_state_has_one() {
+        for whole in [false, true] {
+            let rule = testing::rule::<Whole>(json!({ "whole": whole }), testing::DIMS).unwrap();
+            let said = text(&rule, &Proved::of(&rule).unwrap());
+            assert!(said.starts_with("  w: identity, adds 1 outer product\n"), "{said}");
+            let words: Vec<&str> = said.split_whitespace().collect();
+            let reason = "`tanh`: it takes all of state `w`";
+            assert_eq!(words.join(" ").matches(reason).count(), if whole { 2 } else { 0 }, "{said}");
+            assert_eq!(said.contains("  the step as a whole has no chunkwise form\n    in the way: "), whole, "{said}");
+        }
+        // Said of a state, it is not said again.
+        let rule = testing::rule::<Looping>(json!({ "times": 5 }), testing::DIMS).unwrap();
+        let said = text(&rule, &Proved::of(&rule).unwrap());
+        assert!(said.contains("    in the way: ") && !said.contains("as a whole"), "{said}");
     }
 
     #[test]

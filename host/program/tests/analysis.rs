@@ -698,6 +698,15 @@ rule!(LonghornVector, |d| qkv(d).signal("beta", [d.value]), |s| {
     s.output(w.matvec(&q));
     s.set_state("w", w);
 });
+rule!(RowFactors, |d| qkv(d).signal("beta", [d.value]).signal("a", []), |s| {
+    let (q, k, v) = s.query_key_value();
+    let eps = s.signal("beta").sigmoid();
+    let w = s.state("w");
+    let erased = s.signal("a") * &eps * w.matvec(&k);
+    let w = &w + outer(v, &k) + outer(erased, &k);
+    s.output(w.matvec(&q));
+    s.set_state("w", w);
+});
 rule!(Mesa, |d| qkv(d).state("h", [d.key, d.key], StateStart::Zeros).signal("g", []), |s| {
     let (q, k, v) = s.query_key_value();
     let g = s.signal("g").sigmoid();
@@ -764,7 +773,8 @@ rule!(
 );
 rule!(SignedColumns, |d| qkv(d).signal("a", [d.key]), |s| {
     let (q, k, v) = s.query_key_value();
-    let w = s.state("w").scale_columns(s.signal("a")) + outer(v, k);
+    let a = 0.5 * s.signal("a");
+    let w = s.state("w").scale_columns(a) + outer(v, k);
     s.output(w.matvec(q));
     s.set_state("w", w);
 });
@@ -924,6 +934,10 @@ fn the_operator_that_is_named_is_the_one_at_the_place() {
                 ("state", "rule!(Stack, |d| Signature::new(d).state(\"w\", [2, d.value, d.key], StateStart::Zeros), |s| {"),
             ),
             (in_the_way::<WholeResult>(dims), ("mul", "s.extra(\"memory\", 2.0 * &w);")),
+            // The operation that multiplies a read, not the one that makes the factor, nor the last of the step.
+            (in_the_way::<LonghornVector>(dims), ("mul", "let w = &w + outer(eps * (v - w.matvec(&k)), &k);")),
+            (in_the_way::<RowFactors>(dims), ("mul", "let erased = s.signal(\"a\") * &eps * w.matvec(&k);")),
+            (in_the_way::<SignedColumns>(dims), ("mul", "let a = 0.5 * s.signal(\"a\");")),
         ] {
             assert_eq!((operator.as_str(), line.as_str()), wanted);
         }

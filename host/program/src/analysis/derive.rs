@@ -79,6 +79,8 @@ type Result<T> = std::result::Result<T, Box<Blocked>>;
 pub(super) fn draft(p: &Program, sym: &mut Symbolic<'_>, state: usize) -> Result<Draft> {
     let declared = &p.states[state];
     let (given, made) = (sym.given[state], sym.made[state]);
+    // What is made of a state's update as a whole comes from the operation that ends it.
+    sym.store.origin = made;
     let mut me = Derivation { made, sym, state };
     if declared.held > 1 {
         let why = format!("state `{}` keeps its value for {} steps", declared.name, declared.held);
@@ -198,8 +200,8 @@ impl Derivation<'_, '_> {
                 match (b.rows, b.columns) {
                     (None, None) if s.is_number(b.factor, 1.0) => DraftDecay::One,
                     (None, None) => DraftDecay::Scalar(b.factor),
-                    (None, Some(c)) => DraftDecay::Columns(s.mul(b.factor, c)),
-                    (Some(r), None) => DraftDecay::Rows(s.mul(b.factor, r)),
+                    (None, Some(c)) => DraftDecay::Columns(s.within(c, |s| s.mul(b.factor, c))),
+                    (Some(r), None) => DraftDecay::Rows(s.within(r, |s| s.mul(b.factor, r))),
                     (Some(r), Some(_)) => {
                         return Err(self.blocked(Obstacle::TwoSided, "it decays rows and columns", Some(r)));
                     }
@@ -243,7 +245,7 @@ impl Derivation<'_, '_> {
             };
             if !s.is_scalar(c) {
                 let why = "every row of the state has a transition of its own";
-                return Err(self.blocked(Obstacle::RowDependent, why, Some(c)));
+                return Err(self.blocked(Obstacle::RowDependent, why, parts.spread));
             }
             let p = s.product(1.0, &[factor, c, query], &[]);
             erase = s.add(erase, Some(p));

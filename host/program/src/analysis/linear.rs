@@ -12,18 +12,25 @@ pub(super) struct Linear {
     pub free: Option<Id>,
     /// Factors, of any shape that fits, and reads; none of the factors needs a read of the state.
     pub reads: Vec<(Id, Id)>,
+    /// The innermost expression that gives the elements of a read factors of their own.
+    pub spread: Option<Id>,
 }
 
 impl Store<'_> {
     /// The expression as an affine function of the reads of a state, or the expression that prevents it.
     pub fn linear(&mut self, id: Id, state: usize) -> Result<Linear, (Fault, Id)> {
         if !self.depends(id, state) {
-            return Ok(Linear { free: Some(id), reads: Vec::new() });
+            return Ok(Linear { free: Some(id), ..Linear::default() });
         }
         if let Some(known) = self.memo.linear.get(&(id, state)) {
             return known.clone();
         }
-        let found = self.linear_of(id, state);
+        let mut found = self.within(id, |s| s.linear_of(id, state));
+        if let Ok(part) = &mut found
+            && part.reads.iter().any(|(factor, _)| !self.is_scalar(*factor))
+        {
+            part.spread.get_or_insert(id);
+        }
         self.memo.linear.insert((id, state), found.clone());
         found
     }
@@ -41,11 +48,12 @@ impl Store<'_> {
                     return Err((Fault::not_affine("the state is read with a query that depends on the state"), q));
                 }
                 let one = self.constant(1.0);
-                Ok(Linear { free: None, reads: vec![(one, id)] })
+                Ok(Linear { reads: vec![(one, id)], ..Linear::default() })
             }
             Kind::Sum(constant, terms) => {
                 let mut free: Vec<(f64, Id)> = Vec::new();
                 let mut reads: Vec<(Id, Id)> = Vec::new();
+                let mut spread = None;
                 if constant != 0.0 {
                     free.push((constant, self.constant(1.0)));
                 }
@@ -54,6 +62,7 @@ impl Store<'_> {
                     if self.is_scalar(t) && !shape.is_empty() && !part.reads.is_empty() {
                         return Err((Fault::new(Obstacle::TwoSided, "a number read of the state is added to every element"), t));
                     }
+                    spread = spread.or(part.spread);
                     free.extend(part.free.map(|f| (c, f)));
                     for (factor, read) in part.reads {
                         reads.push((self.scale(c, factor), read));
@@ -61,7 +70,7 @@ impl Store<'_> {
                 }
                 let free = (!free.is_empty()).then(|| self.sum(&free));
                 let free = free.map(|f| self.spread(f, &shape));
-                Ok(Linear { free, reads: self.collected(reads) })
+                Ok(Linear { free, reads: self.collected(reads), spread })
             }
             Kind::Product(c, mut over, under) => {
                 if let Some(d) = under.iter().find(|u| self.depends(**u, state)) {
@@ -76,7 +85,7 @@ impl Store<'_> {
                 let part = self.linear(inner, state)?;
                 let free = part.free.map(|f| self.mul(by, f));
                 let reads = part.reads.into_iter().map(|(factor, read)| (self.mul(by, factor), read)).collect();
-                Ok(Linear { free, reads })
+                Ok(Linear { free, reads, spread: part.spread })
             }
             Kind::Op(Op::Select, x) if !self.depends(x[0], state) => {
                 let (yes, no) = (self.linear(x[1], state)?, self.linear(x[2], state)?);
@@ -96,7 +105,7 @@ impl Store<'_> {
                 for (factor, read) in no.reads {
                     reads.push((self.node(&Op::Select, &[x[0], zero, factor]).map_err(fail)?, read));
                 }
-                Ok(Linear { free, reads: self.collected(reads) })
+                Ok(Linear { free, reads: self.collected(reads), spread: yes.spread.or(no.spread) })
             }
             Kind::Op(Op::DivOr, x) if !self.depends(x[1], state) && self.is_zero(x[2]) => {
                 let part = self.linear(x[0], state)?;
@@ -107,7 +116,7 @@ impl Store<'_> {
                 for (factor, read) in part.reads {
                     reads.push((by(self, factor)?, read));
                 }
-                Ok(Linear { free, reads })
+                Ok(Linear { free, reads, spread: part.spread })
             }
             Kind::Op(op, x) => {
                 let (obstacle, why) = match op {

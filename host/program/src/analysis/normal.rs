@@ -278,9 +278,7 @@ impl Store<'_> {
         let Kind::Product(c, over, under) = self.kind(id).clone() else { return (one, id) };
         let (scalars, tensors): (Vec<Id>, Vec<Id>) = over.into_iter().partition(|i| self.is_scalar(*i));
         let (under_scalars, under_tensors): (Vec<Id>, Vec<Id>) = under.into_iter().partition(|i| self.is_scalar(*i));
-        let scalar = self.product(c, &scalars, &under_scalars);
-        let rest = self.product(1.0, &tensors, &under_tensors);
-        (scalar, rest)
+        self.within(id, |s| (s.product(c, &scalars, &under_scalars), s.product(1.0, &tensors, &under_tensors)))
     }
 
     /// The inner product; scalar factors are pulled out, and one with a vector state becomes a read of it.

@@ -138,6 +138,14 @@ impl<'a> Store<'a> {
     pub fn origin_of(&self, id: Id) -> Origin {
         self.entries[id].origin
     }
+    /// Makes expressions of the parts of one: they come from the same operation.
+    pub fn within<T>(&mut self, id: Id, make: impl FnOnce(&mut Self) -> T) -> T {
+        let own = self.origin_of(id);
+        let outside = std::mem::replace(&mut self.origin, own);
+        let made = make(self);
+        self.origin = outside;
+        made
+    }
     /// The number that it is, if it is one.
     pub fn number(&self, id: Id) -> Option<f64> {
         match self.kind(id) {
