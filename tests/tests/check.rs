@@ -95,6 +95,35 @@ fn a_rule_that_hides_what_is_not_a_number_does_not_conform() {
 }
 
 #[test]
+fn an_executor_that_is_asked_for_and_serves_nothing_is_no_success() {
+    let case = Case::new();
+    // The rule's second statement passes, and says nothing of the executor.
+    let (document, code) = check(&case, "fwm --quick --exec chunkwise");
+    assert!(results(&document).contains(&("rule.restated", "passed")), "{document}");
+    assert_eq!((code, &document["ok"], &document["unchecked"][0]["executor"]), (8, &false.into(), &"chunkwise".into()));
+    let why = document["unchecked"][0]["why"].as_str().unwrap();
+    assert!(why.contains("does not apply") && why.contains("plugins/update-rules/fwm/src/lib.rs:"), "{why}");
+    // Others that are asked for beside it do not stand in for it.
+    let case_only = "fwm --quick --exec reference,chunkwise --case reference.causality --case chunkwise.causality";
+    let output = case.run(&format!("check {case_only}"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(8), "{text}");
+    assert!(text.contains("\nnot checked: chunkwise: chunkwise does not apply"), "{text}");
+    // Not asked for by name, it may be left out; and one that serves is enough.
+    for passes in [
+        "fwm --quick --case reference.causality --case chunkwise.causality",
+        "delta --quick --exec chunkwise --case chunkwise.causality",
+    ] {
+        let (document, code) = check(&case, passes);
+        assert_eq!((code, &document["unchecked"]), (0, &Value::Array(Vec::new())), "{document}");
+    }
+    // An executor without a case among those that --case names.
+    let (document, code) = check(&case, "delta --quick --exec chunkwise --case rule.restated");
+    assert_eq!((code, results(&document)), (8, vec![("rule.restated", "passed")]), "{document}");
+    assert_eq!(document["unchecked"][0]["why"], "none of its cases was to be run");
+}
+
+#[test]
 fn what_cannot_be_checked_is_refused() {
     let case = Case::new();
     for (arguments, code, words) in [

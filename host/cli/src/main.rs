@@ -53,7 +53,8 @@ Exit codes:
   5  the environment: libtorch, engine, device or disk
   6  training failed: a loss that is not finite, or memory ran out
   7  interrupted; the run was saved and can be resumed
-  8  check: a case failed, crashed or took too long, or none passed;
+  8  check: a case failed, crashed or took too long, or none passed,
+     or none of an executor that --exec names;
      zoo results --check: tables or figures are not up to date
 
 Plugins are looked for in these folders, and never in the working directory:

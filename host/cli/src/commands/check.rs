@@ -33,11 +33,11 @@ use crate::output;
 #[command(after_help = "\
 Results of a case: passed, failed, crashed (ended by a signal), timed-out, skipped (with the reason).
 
-Exit codes: 0 when at least one case passed and none failed, crashed or timed out; 8 otherwise; 2 to 5 when the check could not
-begin (see `fwp-host --help`).
+Exit codes: 0 when at least one case passed, one of each executor that --exec names, and none failed, crashed or timed out; 8
+otherwise; 2 to 5 when the check could not begin (see `fwp-host --help`).
 
-With --json: one object with rule, library, seed, ok, counts and cases; each case has name, executor, says, result, message and
-seconds.
+With --json: one object with rule, library, seed, ok, counts, unchecked and cases; unchecked has executor and why of each that
+--exec names and of which no case passed; each case has name, executor, says, result, message and seconds.
 
 Examples:
   fwp-host check delta
@@ -153,6 +153,13 @@ struct Done {
     seconds: f64,
 }
 
+/// An executor that is asked for by name and was not checked.
+#[derive(Clone, Debug, Serialize)]
+struct Unchecked {
+    executor: String,
+    why: String,
+}
+
 impl Check {
     /// Does it.
     pub async fn run(self) -> Result<u8, Failure> {
@@ -174,8 +181,10 @@ impl Check {
         }
         output::say(&format!("{}: {} cases, seed {}", failure::literal(alone.name()), cases.len(), self.seed));
         let done = self.run_all(&engine, &job, cases).await?;
-        let ok = done.iter().any(|d| d.result == Verdict::Passed) && !done.iter().any(|d| d.result.is_bad());
-        self.print(&alone, &done, ok)?;
+        let unchecked = self.unchecked(&done);
+        let passed = done.iter().any(|d| d.result == Verdict::Passed) && !done.iter().any(|d| d.result.is_bad());
+        let ok = passed && unchecked.is_empty();
+        self.print(&alone, &done, &unchecked, ok)?;
         Ok(if ok { 0 } else { DOES_NOT_CONFORM })
     }
 
@@ -239,6 +248,25 @@ impl Check {
         output::print(&output::table(&["CASE", "WHAT MUST HOLD"], &rows))
     }
 
+    /// The executors that are asked for by name and of which no case passed.
+    fn unchecked(&self, done: &[Done]) -> Vec<Unchecked> {
+        let mut unchecked: Vec<Unchecked> = Vec::new();
+        for executor in &self.exec {
+            let cases: Vec<&Done> = done.iter().filter(|d| d.executor.as_ref() == Some(executor)).collect();
+            if unchecked.iter().any(|u| u.executor == *executor) || cases.iter().any(|d| d.result == Verdict::Passed) {
+                continue;
+            }
+            let why = match &cases[..] {
+                [] => "none of its cases was to be run".to_string(),
+                // What does not serve a rule says so in every case.
+                [first, ..] if cases.iter().all(|d| d.result == Verdict::Skipped) => first.message.clone(),
+                _ => "none of its cases passed".to_string(),
+            };
+            unchecked.push(Unchecked { executor: executor.clone(), why });
+        }
+        unchecked
+    }
+
     /// Runs cases, several at a time; the results in the order of the cases.
     async fn run_all(&self, engine: &Engine, job: &Path, cases: Vec<Case>) -> Result<Vec<Done>, Failure> {
         let at_once = self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
@@ -296,13 +324,14 @@ impl Check {
         words.join(" ")
     }
 
-    fn print(&self, alone: &Alone, done: &[Done], ok: bool) -> Result<(), Failure> {
+    fn print(&self, alone: &Alone, done: &[Done], unchecked: &[Unchecked], ok: bool) -> Result<(), Failure> {
         let verdicts = [Verdict::Passed, Verdict::Failed, Verdict::Crashed, Verdict::TimedOut, Verdict::Skipped];
         let counts = verdicts.map(|v| (v.name(), done.iter().filter(|d| d.result == v).count()));
         if self.json {
             let counts: serde_json::Map<String, Value> = counts.iter().map(|(n, c)| (n.to_string(), json!(c))).collect();
             return output::json(&json!({
-                "rule": alone.name(), "library": alone.library(), "seed": self.seed, "ok": ok, "counts": counts, "cases": done,
+                "rule": alone.name(), "library": alone.library(), "seed": self.seed, "ok": ok, "counts": counts,
+                "unchecked": unchecked, "cases": done,
             }));
         }
         let mut text = String::new();
@@ -317,6 +346,9 @@ impl Check {
         text += &format!("\n{}: {counts} (seed {})\n", failure::literal(alone.name()), self.seed);
         for d in done.iter().filter(|d| d.result.is_bad()) {
             text += &format!("again: {}\n", failure::literal(&self.again(&d.name)));
+        }
+        for u in unchecked {
+            text += &format!("not checked: {}: {}\n", u.executor, failure::literal(&u.why));
         }
         output::print(&text)
     }
