@@ -212,6 +212,30 @@ fn every_file_that_is_linked_to_is_there() {
 }
 
 #[test]
+fn what_is_out_of_scope_has_a_source_and_a_reason() {
+    let rules = text(&repository().join("docs/rules.md"));
+    let section = rules.split("### Out of scope").nth(1).and_then(|s| s.split("\n## ").next()).unwrap();
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter(|l| l.starts_with("| "))
+        .skip(1)
+        .map(|l| l.trim_matches('|').split(" | ").map(str::trim).collect())
+        .collect();
+    assert!(rows.len() >= 8, "{section}");
+    for row in rows {
+        let [_, source, reason] = row[..] else { panic!("{row:?}") };
+        // A paper's number, or the code that has it.
+        let is_number = |w: &str| {
+            w.split_once('.').is_some_and(|(a, b)| {
+                [(a, 4), (b, 5)].iter().all(|(p, n)| p.len() == *n && p.bytes().all(|c| c.is_ascii_digit()))
+            })
+        };
+        assert!(source.split([' ', ';', ',']).any(is_number) || source.contains('`'), "{row:?}");
+        assert!(!reason.is_empty(), "{row:?}");
+    }
+}
+
+#[test]
 fn nothing_is_left_to_be_filled_in() {
     let holes = ["MEASURE_ME", "TODO", "FIXME", "TBD"];
     let open: Vec<String> = all().iter().filter(|d| holes.iter().any(|h| text(d).contains(h))).map(|d| relative(d)).collect();
