@@ -169,11 +169,12 @@ pub fn read(path: &Path, expect: Option<&Expect>) -> Result<Vec<Point>, ZooError
     Ok(points)
 }
 
-/// A value as a person types it behind `--set KEY=`: a word that TOML does not read as something else needs no quotes.
+/// A value as a person types it behind `--set KEY=`: a word that TOML does not read as something else needs no quotes, and nothing
+/// takes the key out.
 fn typed(value: &toml::Value) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_+.".contains(c);
     match value {
-        toml::Value::String(s) if !s.is_empty() && s.chars().all(plain) && s.parse::<toml::Value>().is_err() => s.clone(),
+        toml::Value::String(s) if s.chars().all(plain) && s.parse::<toml::Value>().is_err() => s.clone(),
         value => value.to_string(),
     }
 }
@@ -219,9 +220,11 @@ mod tests {
     fn words_need_no_quotes_where_nothing_else_is_meant() {
         let text = |s: &str| typed(&toml::Value::String(s.into()));
         assert_eq!((text("identity"), text("elu+1")), ("identity".into(), "elu+1".into()));
-        for quoted in ["true", "1e3", "a b", "nan", "", "2021-01-01"] {
+        for quoted in ["true", "1e3", "a b", "nan", "2021-01-01"] {
             assert_eq!(text(quoted), format!("{quoted:?}"));
         }
+        // A key that is set to nothing is taken out of the recipe.
+        assert_eq!(text(""), "");
     }
 
     #[test]
