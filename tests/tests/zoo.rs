@@ -497,6 +497,17 @@ fn mistakes_are_told_with_file_and_line() {
     for wrong in ["zoo run", "zoo run small --points nothing", "zoo run small --jobs 0", "zoo run small --seeds 3..1"] {
         ends(&case, wrong, 2);
     }
+    // A key that a part does not have is told once, before anything runs.
+    case.write("zoo/small/points.toml", &POINTS.replace("\"task.keys\" = 3", "\"update_rule.bogus\" = 3"));
+    for (wrong, place) in [("--set slow_net.bogus=1", "small/success: "), ("", "small/failure: ")] {
+        for command in ["zoo run small", "zoo run small --dry-run"] {
+            let (out, err) = ends(&case, &format!("{command} {wrong}"), 3);
+            assert_eq!((out.as_str(), err.matches("unknown key").count()), ("", 1), "{command} {wrong}: {out}{err}");
+            assert!(err.contains(place), "{command} {wrong}: {err}");
+        }
+        assert!(!case.path("runs").exists(), "{wrong}");
+    }
+    case.write("zoo/small/points.toml", POINTS);
     // A folder that holds something else is left alone.
     case.write("runs/zoo/other/main-seed1/precious.txt", "mine");
     let (out, _) = ends(&case, "zoo run other --seeds 1", 3);

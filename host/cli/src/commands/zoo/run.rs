@@ -17,6 +17,7 @@ use tokio::process::Command;
 use super::{RUNS, ZooOptions};
 use crate::commands::PluginOptions;
 use crate::commands::train::{INTERRUPTED, Progress, Seeds};
+use crate::compose::check_keys;
 use crate::engine::Engine;
 use crate::failure::{self, Code, Failure, literal};
 use crate::parent;
@@ -149,7 +150,7 @@ impl Run {
             }
             variants = kept;
         }
-        let mut jobs = self.jobs(&variants)?;
+        let (mut jobs, recipes) = self.jobs(&variants)?;
         if jobs.is_empty() {
             return Err(Failure::new(
                 Code::Usage,
@@ -158,20 +159,35 @@ impl Run {
                 "see their points with `fwp-host zoo run NAME --dry-run`",
             ));
         }
+        self.check_keys(&recipes).await?;
         if self.dry_run {
             return self.say_what_would_run(&variants, &jobs);
         }
         self.train(&variants, &mut jobs).await
     }
 
-    /// Every run that is asked for, with what there is of it.
-    fn jobs(&self, variants: &[Variant]) -> Result<Vec<Job>, Failure> {
+    /// Refuses keys that a part does not have: said once, and not by every run.
+    async fn check_keys(&self, recipes: &[(String, Resolved)]) -> Result<(), Failure> {
+        let asker = self.plugins.asker();
+        let mut catalogue = self.plugins.catalogue(&asker, None).await?;
+        for (point, recipe) in recipes {
+            // A part that is not there is told by the runs that need it; others go on.
+            _ = check_keys(recipe, &mut catalogue, &asker).await.map_err(|mut failure| {
+                failure.headline = format!("{point}: {}", failure.headline);
+                failure
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Every run that is asked for, with what there is of it, and the recipe of every point, `NAME/POINT`.
+    fn jobs(&self, variants: &[Variant]) -> Result<(Vec<Job>, Vec<(String, Resolved)>), Failure> {
         let asked = |point: &&Point| {
             let named = self.points.is_empty() || self.points.iter().any(|p| fwp_zoo::matches(p, &point.name));
             named && (!self.quick || point.quick)
         };
         let more = Overrides { set: self.set.clone(), data: self.data.clone(), ..Overrides::default() };
-        let mut jobs = Vec::new();
+        let (mut jobs, mut recipes) = (Vec::new(), Vec::new());
         for (v, variant) in variants.iter().enumerate() {
             let first = jobs.len();
             let more = if variant.reads_data() { more.clone() } else { Overrides { data: None, ..more.clone() } };
@@ -197,10 +213,11 @@ impl Run {
                         estimate: None,
                     });
                 }
+                recipes.push((format!("{}/{}", variant.name, point.name), recipe));
             }
             estimate(variant, &mut jobs[first..])?;
         }
-        Ok(jobs)
+        Ok((jobs, recipes))
     }
 
     /// Runs at once, and threads of each.
