@@ -13,7 +13,8 @@ fn range(range: Range) -> &'static str {
     match range {
         Range::Log => "positive, its logarithm is known exactly",
         Range::Positive => "positive",
-        Range::Signed => "of either sign or possibly zero",
+        // Such as a parameter, which `apply` takes from a file.
+        Range::Signed => "not known to be positive",
     }
 }
 
@@ -235,6 +236,34 @@ mod tests {
         let rule = testing::rule::<Looping>(json!({ "times": 5 }), testing::DIMS).unwrap();
         let said = text(&rule, &Proved::of(&rule).unwrap());
         assert!(said.contains("    in the way: ") && !said.contains("as a whole"), "{said}");
+    }
+
+    config! {
+        /// A rule that forgets at a rate which is given to it.
+        pub struct Given {}
+    }
+
+    impl UpdateRule for Given {
+        const NAME: &'static str = "given";
+        const CITATION: &'static str = "test";
+        const OBJECTIVE: &'static str = "none: a test";
+        fn signature(&self, dims: Dims) -> Signature {
+            let signature = Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros);
+            signature.parameter("gamma", [], Init::constant(0.5)).constant()
+        }
+        fn step(&self, s: &mut Step) {
+            let (q, k, v) = s.query_key_value();
+            let w = s.parameter("gamma") * s.state("w") + outer(v, k);
+            s.output(w.matvec(q));
+            s.set_state("w", w);
+        }
+    }
+
+    #[test]
+    fn of_a_decay_that_may_be_anything_nothing_is_claimed() {
+        let rule = testing::rule::<Given>(json!({}), testing::DIMS).unwrap();
+        let said = text(&rule, &Proved::of(&rule).unwrap());
+        assert!(said.contains("    decay gamma: not known to be positive\n"), "{said}");
     }
 
     #[test]
