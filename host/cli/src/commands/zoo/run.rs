@@ -75,6 +75,13 @@ pub struct Run {
     pub plugins: PluginOptions,
 }
 
+/// A point that is asked for.
+struct Asked {
+    /// `NAME/POINT`.
+    title: String,
+    recipe: Resolved,
+}
+
 /// One run: a point of a variant and a seed.
 struct Job {
     variant: usize,
@@ -150,7 +157,7 @@ impl Run {
             }
             variants = kept;
         }
-        let (mut jobs, recipes) = self.jobs(&variants)?;
+        let (mut jobs, points) = self.jobs(&variants)?;
         if jobs.is_empty() {
             return Err(Failure::new(
                 Code::Usage,
@@ -159,7 +166,7 @@ impl Run {
                 "see their points with `fwp-host zoo run NAME --dry-run`",
             ));
         }
-        self.check_keys(&recipes).await?;
+        self.check_keys(&points).await?;
         if self.dry_run {
             return self.say_what_would_run(&variants, &jobs);
         }
@@ -167,31 +174,31 @@ impl Run {
     }
 
     /// Refuses keys that a part does not have: said once, and not by every run.
-    async fn check_keys(&self, recipes: &[(String, Resolved)]) -> Result<(), Failure> {
+    async fn check_keys(&self, points: &[Asked]) -> Result<(), Failure> {
         let asker = self.plugins.asker();
         let mut catalogue = self.plugins.catalogue(&asker, None).await?;
-        for (point, recipe) in recipes {
+        for point in points {
             // A part that is not there is told by the runs that need it; others go on.
-            _ = check_keys(recipe, &mut catalogue, &asker).await.map_err(|mut failure| {
-                failure.headline = format!("{point}: {}", failure.headline);
+            _ = check_keys(&point.recipe, &mut catalogue, &asker).await.map_err(|mut failure| {
+                failure.headline = format!("{}: {}", point.title, failure.headline);
                 failure
             })?;
         }
         Ok(())
     }
 
-    /// Every run that is asked for, with what there is of it, and the recipe of every point, `NAME/POINT`.
-    fn jobs(&self, variants: &[Variant]) -> Result<(Vec<Job>, Vec<(String, Resolved)>), Failure> {
-        let asked = |point: &&Point| {
+    /// Every run that is asked for, with what there is of it, and every point.
+    fn jobs(&self, variants: &[Variant]) -> Result<(Vec<Job>, Vec<Asked>), Failure> {
+        let wanted = |point: &&Point| {
             let named = self.points.is_empty() || self.points.iter().any(|p| fwp_zoo::matches(p, &point.name));
             named && (!self.quick || point.quick)
         };
         let more = Overrides { set: self.set.clone(), data: self.data.clone(), ..Overrides::default() };
-        let (mut jobs, mut recipes) = (Vec::new(), Vec::new());
+        let (mut jobs, mut asked) = (Vec::new(), Vec::new());
         for (v, variant) in variants.iter().enumerate() {
             let first = jobs.len();
             let more = if variant.reads_data() { more.clone() } else { Overrides { data: None, ..more.clone() } };
-            for (p, point) in variant.points.iter().enumerate().filter(|(_, p)| asked(p)) {
+            for (p, point) in variant.points.iter().enumerate().filter(|(_, p)| wanted(p)) {
                 let recipe = variant.resolve(point, &more)?;
                 let seeds = match &self.seeds {
                     Some(seeds) => &seeds.0[..],
@@ -213,11 +220,11 @@ impl Run {
                         estimate: None,
                     });
                 }
-                recipes.push((format!("{}/{}", variant.name, point.name), recipe));
+                asked.push(Asked { title: format!("{}/{}", variant.name, point.name), recipe });
             }
             estimate(variant, &mut jobs[first..])?;
         }
-        Ok((jobs, recipes))
+        Ok((jobs, asked))
     }
 
     /// Runs at once, and threads of each.
