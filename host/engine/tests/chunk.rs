@@ -289,6 +289,28 @@ fn resets_and_masked_writes_are_those_of_the_reference() {
     }
 }
 
+/// What is written at one step rounds what is read at others no more than it must: where a state only grows, steps before it know nothing of it.
+#[test]
+fn a_large_write_is_not_felt_at_the_steps_before_it() {
+    let (steps, key) = (40, 8);
+    let rule = additive(dims(key, key));
+    let mut numbers = Numbers::new(3);
+    let mut inputs = file(&rule, &identity(key), &Trial::new(1, steps, 1), &mut numbers);
+    for name in ["k", "v"] {
+        _ = inputs[name].narrow(1, steps - 1, 1).g_mul_scalar_(1000.0);
+    }
+    let plain = support::run(&rule, &identity(key), &inputs, false);
+    inputs.insert("grad.o".into(), numbers.tensor(&plain["o"].size()));
+    let wanted = walked(&rule, key, &inputs, Kind::Double, Executor::Reference);
+    for executor in [Executor::Scan, Executor::Chunkwise] {
+        let found = walked(&rule, key, &inputs, Kind::Float, executor);
+        for t in 0..steps {
+            let at = |f: &File| f["grad.q"].select(1, t).to_kind(Kind::Double);
+            support::close(&at(&found), &at(&wanted), 1e-5, &format!("{executor}, grad.q of step {t}"));
+        }
+    }
+}
+
 #[test]
 fn long_sequences_agree() {
     for make in RULES {

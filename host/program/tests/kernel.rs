@@ -417,6 +417,14 @@ fn rows_in_blocks() {
     assert_eq!(fwp_program::kernel::generate(&step, SINGLE).unwrap().blocks, 1);
 }
 
+// What is written does not depend on what is there.
+rule!(Sums, |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let w = s.state("w") + outer(v, k);
+    s.output(w.matvec(&q));
+    s.set_state("w", w);
+});
+
 /// Where a step only scales its states and adds to them, sums are carried and no states are kept; elsewhere they are.
 #[test]
 fn sums_in_the_place_of_states() {
@@ -428,7 +436,8 @@ fn sums_in_the_place_of_states() {
         // The gradient of a key is a sum over the state with what the state's gradient gives.
         (in_step(&support::rule::<GatedDelta>(dims(64, 64))), false),
         (in_step(&support::rule::<Coupled>(dims(64, 64))), false),
-        // States that are only added to are computed back.
+        // One that is added to is computed back where its gradient has to be known for what is read of it, and only there.
+        (in_step(&support::rule::<Sums>(dims(64, 64))), true),
         (in_step(&support::rule::<support::Delta>(dims(64, 64))), false),
     ] {
         let kernel = generate(&step, SINGLE).unwrap();

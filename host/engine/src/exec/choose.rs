@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fwp_program::analysis::{Stratum, analyse};
 use fwp_sdk::program::{Kind as PartKind, Program, entry};
 use serde_json::{Value as Json, json};
@@ -313,7 +313,8 @@ impl Executors {
             return kernel::run(weights, plan, &ready, memory, masks);
         }
         if masks.backwards {
-            // The others know one direction.
+            // The others know one direction, and count steps along it.
+            ensure!(!plan.uses_index, "internal: steps that are counted, taken from the last to the first");
             let ready: Vec<Value> = ready.iter().map(turned).collect::<Result<_>>()?;
             let (outputs, memory) = plainly(&pick, weights, plan, &ready, memory, &masks.turned()?)?;
             return Ok((outputs.iter().map(turned).collect::<Result<_>>()?, memory));

@@ -29,15 +29,15 @@ pub struct Carried {
     pub unchanged: Id,
 }
 
-/// Takes states and their gradients apart where that is possible; leaves everything as it is where it is not.
-pub fn carry(low: &mut Lowered) {
+/// Takes states and their gradients apart where that is possible, and says so; leaves everything as it is where it is not.
+pub fn carry(low: &mut Lowered) -> bool {
     let mut graph = std::mem::take(&mut low.graph);
     let apart = apart(&mut graph, low);
     low.graph = graph;
-    if let Some(apart) = apart {
-        (low.state_gradients, low.argument_gradients) = (apart.state_gradients, apart.argument_gradients);
-        (low.carried, low.passed) = (apart.carried, apart.passed);
-    }
+    let Some(apart) = apart else { return false };
+    (low.state_gradients, low.argument_gradients) = (apart.state_gradients, apart.argument_gradients);
+    (low.carried, low.passed) = (apart.carried, apart.passed);
+    true
 }
 
 /// An adjoint in which no sum is over a state and its gradient.

@@ -59,7 +59,7 @@ struct Lowering<'a> {
 }
 
 /// Lowers a step with its adjoint. `rows` says that of one axis only so many places are computed at a time.
-pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, String> {
+pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<Lowered, String> {
     let f = with_adjoint(step)?;
     let states: Vec<_> = step.states.iter().map(|s| s.state.clone()).collect();
     let types = types(&f, &states)?;
@@ -114,7 +114,7 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>) -> Result<Lowered, Stri
             next = (0..step.states.len()).map(|i| l.aligned(f.outputs[step.kept + i].node, &state_axes[i])).collect();
             let states: Vec<(Option<NodeId>, NodeId)> =
                 (0..step.states.len()).map(|i| (node_of(Op::State { index: i as u32 }), f.outputs[step.kept + i].node)).collect();
-            undo = l.undo(&states);
+            undo = if back { l.undo(&states) } else { Vec::new() };
         }
         for (i, own) in forward.iter().enumerate() {
             if *own == pass {

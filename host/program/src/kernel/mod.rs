@@ -62,9 +62,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
         return Err("its results are not its kept values and its states".into());
     }
     let prepared = |rows: Option<(usize, usize)>| -> Result<lower::Lowered, String> {
-        let mut low = lower::lower(step, rows)?;
-        adapt::save(&mut low);
-        carry::carry(&mut low);
+        let mut low = states_apart(step, rows)?;
         adapt::merge(&mut low);
         adapt::factor(step, &mut low);
         Ok(low)
@@ -91,4 +89,25 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
         return Err(format!("its text has {} bytes, more than {MAX_TEXT}", kernel.source.len()));
     }
     Ok(kernel)
+}
+
+/// The step and its adjoint with the states where they are cheapest: taken apart from their gradients where that is possible, else computed
+/// back where that is, else stored.
+///
+/// A state that is computed back has the rounding of the largest one of its segment, so it is not where sums over it can be taken on a
+/// way forwards, which is as fast.
+fn states_apart(step: &InStep, rows: Option<(usize, usize)>) -> Result<lower::Lowered, String> {
+    let made = |back: bool| -> Result<lower::Lowered, String> {
+        let mut low = lower::lower(step, rows, back)?;
+        adapt::save(&mut low);
+        Ok(low)
+    };
+    let low = made(true)?;
+    if low.undo.iter().all(Option::is_none) {
+        let mut low = low;
+        carry::carry(&mut low);
+        return Ok(low);
+    }
+    let mut forwards = made(false)?;
+    Ok(if carry::carry(&mut forwards) { forwards } else { low })
 }
