@@ -104,6 +104,11 @@ pub fn grouped(n: u64) -> String {
     out
 }
 
+/// A number of things.
+pub fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A number of bytes with a unit.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

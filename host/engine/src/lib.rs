@@ -5,9 +5,10 @@
 //! | [`bench`] | executors side by side on one shape |
 //! | [`check`] | the conformance cases of a rule |
 //! | [`command`] | train, eval, apply, doctor |
-//! | [`exec`] | the reference executor |
+//! | [`exec`] | the executors: reference, chunkwise form, fused scan |
+//! | [`machine`] | what the machine has |
 //! | [`model`] | programs composed with parameters |
-//! | [`shim`] | the C++ shim beside libtorch, and its safe face; the only unsafe code here |
+//! | [`shim`] | the C++ shim beside libtorch, and its safe face |
 //! | [`train`] | optimisers, schedules, checkpoints and the step loop |
 //! | [`trial`] | one rule alone on drawn numbers, for `check` and `bench` |
 //! | [`monitor`] | `metrics.jsonl`, TensorBoard events and the progress display |
@@ -19,6 +20,7 @@ pub mod bench;
 pub mod check;
 pub mod command;
 pub mod exec;
+pub mod machine;
 pub mod model;
 pub mod monitor;
 pub mod shim;

@@ -12,6 +12,9 @@ use crate::engine::{self, Engine};
 use crate::failure::{self, Code, Failure};
 use crate::output;
 
+/// Threads that anybody asks for on purpose; libtorch makes any number, which takes minutes.
+const MOST_THREADS: usize = 1024;
+
 /// Times all executors of an update rule on one shape, forward and backward, side by side in one run.
 ///
 /// The figures: forward is from the rule's inputs to its output with everything kept that the backward pass needs; backward is
@@ -151,6 +154,10 @@ impl Bench {
             let cause = "sizes, threads and rounds begin at 1, and --seconds is a number from 0";
             return Err(Failure::new(Code::Usage, "the command line is wrong", cause, "see `fwp-host bench --help`"));
         }
+        if self.threads.is_some_and(|n| n > MOST_THREADS) {
+            let cause = format!("--threads is at most {MOST_THREADS}");
+            return Err(Failure::new(Code::Usage, "the command line is wrong", cause, "see `fwp-host bench --help`"));
+        }
         Ok(())
     }
 
@@ -176,15 +183,15 @@ impl Bench {
         }
         let first = rows.iter().find(|r| r["applies"] == true).unwrap_or(&Value::Null);
         let mut text = format!(
-            "{}: batch {}, {} heads, {} steps, keys of {}, values of {}, {}, {} threads\n\n",
+            "{}: batch {}, {}, {}, keys of {}, values of {}, {}, {}\n\n",
             failure::literal(rule),
             self.batch,
-            self.heads,
-            self.time,
+            output::counted(self.heads, "head"),
+            output::counted(self.time, "step"),
             self.key_dim,
             self.value_dim,
             if matches!(self.dtype, Dtype::Float32) { "float32" } else { "float64" },
-            first["threads"]
+            output::counted(first["threads"].as_u64().unwrap_or(0) as usize, "thread")
         );
         text += &output::table(
             &["EXECUTOR", "FORWARD ms", "BACKWARD ms", "BOTH ms", "SPREAD ms", "TOKENS/s", "PEAK", "SHARE", "ROUNDS"],

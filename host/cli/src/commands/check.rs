@@ -59,7 +59,7 @@ pub struct Check {
     /// Fewer lengths and sizes.
     #[arg(long)]
     quick: bool,
-    /// Only this case, or those whose names begin with it; may be given several times.
+    /// Only this case, or all under a name up to a dot (`scan`, `scan.agreement`); may be given several times.
     #[arg(long = "case", value_name = "NAME")]
     case: Vec<String>,
     /// Seed of all numbers.
@@ -179,7 +179,7 @@ impl Check {
         if self.list {
             return self.print_list(&cases).map(|()| 0);
         }
-        output::say(&format!("{}: {} cases, seed {}", failure::literal(alone.name()), cases.len(), self.seed));
+        output::say(&format!("{}: {}, seed {}", failure::literal(alone.name()), output::counted(cases.len(), "case"), self.seed));
         let done = self.run_all(&engine, &job, cases).await?;
         let unchecked = self.unchecked(&done);
         let passed = done.iter().any(|d| d.result == Verdict::Passed) && !done.iter().any(|d| d.result.is_bad());
@@ -229,7 +229,7 @@ impl Check {
             return Err(Failure::new(
                 Code::Usage,
                 format!("there is no case `{unknown}`"),
-                "with these executors and without --quick there may be others",
+                "a case is named in full or up to a dot; other executors, and no --quick, may give more of them",
                 "see `fwp-host check RULE --list`",
             ));
         }

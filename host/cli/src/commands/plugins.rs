@@ -547,7 +547,11 @@ fn signature(program: &Program) -> String {
         };
     }
     text += &match fwp_program::separate(program) {
-        Ok(_) => "write and read are separable\n".to_string(),
+        Ok(apart) => format!(
+            "write and read are separable: a write takes {}, a read {}\n",
+            literal(&apart.write_inputs.join(", ")),
+            literal(&apart.read_inputs.join(", "))
+        ),
         Err(why) => format!("write and read are not separable: {}\n", literal(&why.to_string())),
     };
     text

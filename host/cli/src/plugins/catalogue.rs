@@ -156,9 +156,9 @@ impl Catalogue {
             None => format!("there are {}; `fwp-host plugins list` shows everything that was found", names.join(", ")),
         };
         if let Some(other) = other_kind {
-            remedy = format!("`{name}` is a {other}; {remedy}");
+            remedy = format!("`{name}` is there as {other}; {remedy}");
         }
-        let mut cause = format!("no library on the plugin path has a {kind} of that name");
+        let mut cause = "there is none of that name in the libraries on the plugin path".to_string();
         if !self.refused.is_empty() {
             let refused: Vec<String> =
                 self.refused.iter().map(|r| format!("{} ({})", r.path.display(), r.refusal.cause)).collect();
@@ -190,7 +190,7 @@ impl Catalogue {
                 let has = infos.iter().map(|i| format!("{} `{}`", i.kind, i.name)).collect::<Vec<_>>().join(", ");
                 return Err(refuse(Refusal::new(
                     format!("it has no {kind}; it has {}", if has.is_empty() { "no parts at all" } else { &has }),
-                    format!("name a library with a {kind}"),
+                    "name a library that has one".to_string(),
                 )));
             }
             (None, [one]) => *one,

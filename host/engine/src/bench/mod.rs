@@ -24,12 +24,14 @@ use tch::{Device, Tensor};
 
 use crate::command::apply;
 use crate::exec::value::Precision;
+use crate::machine::{available_memory, mebibytes};
 use crate::monitor::say;
 use crate::shim;
 use crate::trial::draw::normal;
 use crate::trial::executor::{self, Executor};
 use crate::trial::{Data, Described, Subject, Wanted};
 use fwp_program::interpret::Random;
+use fwp_sdk::program::Type;
 use load::Others;
 
 /// What `fwp-host bench` asks for.
@@ -122,6 +124,7 @@ impl Bench {
         let precision = Precision { kind: apply::kind(&job.dtype)?, device: Device::Cpu };
         ensure!(job.batch > 0 && steps > 0, "there is nothing to measure: batch {}, time {steps}", job.batch);
         let subject = Subject::open(&job.rule)?;
+        enough_memory(&subject, job, steps)?;
         let wanted = Wanted { batch: job.batch as i64, steps: steps as i64, states: false, masks: false };
         let mut data = subject.draw(wanted, 0)?;
         for (_, t) in data.inputs.iter_mut().chain(&mut data.parameters) {
@@ -243,6 +246,22 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
         ));
     }
     Ok(rows)
+}
+
+/// Refuses sizes at which the inputs alone, with their gradients, are more than the machine has.
+fn enough_memory(subject: &Subject, job: &Job, steps: usize) -> Result<()> {
+    let bytes = if job.dtype == "float64" { 16 } else { 8 };
+    let sizes = subject.slot.step.function.arguments.iter();
+    let elements = sizes.map(|a| if let Type::Tensor(t) = &a.ty { t.elements() as u64 } else { 0 }).fold(0, u64::saturating_add);
+    let factors = [job.batch as u64, steps as u64, subject.heads as u64, bytes];
+    let (needed, free) = (factors.into_iter().fold(elements, u64::saturating_mul), available_memory());
+    ensure!(
+        needed <= free,
+        "the inputs and their gradients alone take {}, and the machine has {} free: lower --batch, --time, --heads or the sizes of keys and values",
+        mebibytes(needed),
+        mebibytes(free)
+    );
+    Ok(())
 }
 
 /// Runs one executor forward and backward, and gives by how many bytes resident memory grew at most.

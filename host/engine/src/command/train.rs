@@ -16,6 +16,7 @@ use tch::{Device, Kind};
 use super::failure::{Failure, Kind as FailureKind};
 use crate::exec::choose::{Executor, Executors, Policy, Refused};
 use crate::exec::value::Precision;
+use crate::machine::{available_memory, mebibytes};
 use crate::model::Model;
 use crate::monitor::{HparamValue, Monitor, MonitorOptions, Progress, say};
 use crate::shim;
@@ -151,14 +152,6 @@ fn unknown(name: &str) -> String {
     format!("the device is auto, cpu, cuda or cuda:N, not `{name}`")
 }
 
-/// Bytes of memory that the system can give, or 8 GiB where it does not say.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"));
-    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
-    kib.map_or(8 << 30, |k| k * 1024)
-}
-
 /// Keeps every other engine from training the same run, until it is dropped or this process ends.
 ///
 /// Two of them would mix their metrics and remove each other's checkpoints.
@@ -281,11 +274,6 @@ fn type_name(kind: Kind) -> String {
         Kind::Double => "float64".into(),
         other => format!("{other:?}").to_lowercase(),
     }
-}
-
-fn mebibytes(bytes: u64) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }
 
 /// One line for each executor and rule.
