@@ -96,6 +96,7 @@ impl Target {
 ///     /* both */
 ///     real *saved;                     /* [sequences, blocks, steps, Kernel::saved], aligned to 64 bytes; written forward, read backward; null forward: nothing is kept */
 ///     int64_t together;                /* blocks of one unit, a divisor of all blocks of a sequence */
+///     int64_t time;                    /* values of [steps, sequences] from one step to the next: sequences; -sequences where the last step in time is taken first: pointers to such values are to those of the last step, and `in_step` is negative */
 /// };
 /// void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch);
 /// void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch);

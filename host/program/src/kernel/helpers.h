@@ -92,14 +92,8 @@ struct fwp_scan {
     real *const *fresh_gradient;
     real *saved;
     int64_t together;
-    int64_t backwards;
+    int64_t time;
 };
-
-/* Where the values of the step lie that is taken t steps after the first. */
-static inline __attribute__((unused)) int64_t fwp_place(const struct fwp_scan *s, int64_t t)
-{
-    return s->backwards ? s->steps - 1 - t : t;
-}
 
 /* Segments: the first has interval - early steps, all others but the last have interval. */
 static inline __attribute__((unused)) int64_t fwp_segment(const struct fwp_scan *s, int64_t begin)

@@ -75,7 +75,7 @@ int main(void)
     s.steps = steps, s.sequences = sequences, s.interval = interval, s.early = early;
     s.in = in, s.in_step = in_step, s.in_sequence = in_sequence;
     s.start = start;
-    s.together = together, s.saved = room(saved * sizeof(real));
+    s.together = together, s.time = sequences, s.saved = room(saved * sizeof(real));
     int64_t n = take_int();
     const uint8_t *reset = take(n, 1);
     if (n) s.reset = reset, s.fresh = fresh, s.fresh_gradient = fresh_gradient;

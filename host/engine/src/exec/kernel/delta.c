@@ -13,7 +13,7 @@ struct fwp_scan {
     const real *const *kept_gradient, *const *end_gradient;
     real *const *in_gradient, *const *start_gradient, *const *fresh_gradient;
     real *saved;
-    int64_t together, backwards;
+    int64_t together, time;
 };
 #define ROWS (DV / BLOCKS)
 enum { Q, K, V, BETA };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use fwp_program::kernel::Kernel;
+use fwp_program::kernel::{Gradient, Kernel};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
@@ -49,7 +49,7 @@ struct Scan {
     fresh_gradient: *const *mut c_void,
     saved: *mut c_void,
     together: i64,
-    backwards: i64,
+    time: i64,
 }
 
 /// Opens a compiled kernel, once for each file of this process's life.
@@ -200,6 +200,10 @@ pub(super) struct Gradients {
 pub(super) struct Call {
     buffers: Buffers,
     opened: &'static Opened,
+    /// Elements of every gradient of an input that is given at every step; 0 of others.
+    along: Vec<i64>,
+    /// Bytes of a float.
+    size: i64,
     /// Units of one sequence.
     parts: i64,
     /// Bytes of scratch.
@@ -284,7 +288,10 @@ impl Call {
                 kernel.backward_scratch.saturating_mul(together).saturating_add(slots)
             }
         };
-        Ok(Call { parts: blocks / b.together, buffers, opened, scratch })
+        let along = b.inputs.iter().zip(&kernel.gradients);
+        let along = along.map(|(i, g)| if matches!(g, Gradient::Steps { .. }) { i.elements } else { 0 }).collect();
+        let size = real.elt_size_in_bytes() as i64;
+        Ok(Call { parts: blocks / b.together, along, size, buffers, opened, scratch })
     }
 
     /// Number of units.
@@ -306,24 +313,41 @@ impl Call {
         let pointer = |t: &Tensor| t.data_ptr();
         let constant = |t: &Tensor| t.data_ptr().cast_const();
         let list = |l: &[Tensor]| -> Vec<*mut c_void> { l.iter().map(pointer).collect() };
+        // Bytes from the first step in time to the one that is taken first, where a step has so many elements of this size.
+        let ahead = |elements: i64, size: i64| if b.backwards { ((b.steps - 1) * elements * size) as isize } else { 0 };
+        let grid = |elements: i64| ahead(b.sequences * elements, self.size);
         let constants = |l: &[Tensor]| -> Vec<*const c_void> { l.iter().map(constant).collect() };
         let optional = |l: &[Option<Tensor>]| -> Vec<*const c_void> {
             l.iter().map(|t| t.as_ref().map_or(std::ptr::null(), constant)).collect()
         };
-        let input: Vec<*const c_void> = b.inputs.iter().map(|i| constant(&i.tensor)).collect();
+        let to = if b.backwards { -1 } else { 1 };
         // A stride of an axis of size 1 says nothing, and is never used.
         let step = |i: &Input| if i.steps { i.tensor.stride()[0] } else { 0 };
         let sequence = |i: &Input| if i.sequences { i.tensor.stride()[usize::from(i.steps)] } else { 0 };
-        let in_step: Vec<i64> = b.inputs.iter().map(step).collect();
+        let size = |i: &Input| i.tensor.kind().elt_size_in_bytes() as i64;
+        let input = b.inputs.iter().map(|i| constant(&i.tensor).wrapping_byte_offset(ahead(step(i), size(i))));
+        let input: Vec<*const c_void> = input.collect();
+        let in_step: Vec<i64> = b.inputs.iter().map(|i| to * step(i)).collect();
         let in_sequence: Vec<i64> = b.inputs.iter().map(sequence).collect();
         let (start, fresh) = (constants(&b.start), constants(&b.fresh));
-        let (kept, end, checkpoint) = (list(&b.kept), list(&b.end), list(&b.checkpoint));
-        let flags = |m: &Option<Tensor>| m.as_ref().map_or(std::ptr::null(), |m| constant(m).cast::<u8>());
+        let kept = b.kept.iter().zip(&b.kept_elements).map(|(t, n)| pointer(t).wrapping_byte_offset(grid(*n)));
+        let kept: Vec<*mut c_void> = kept.collect();
+        let (end, checkpoint) = (list(&b.end), list(&b.checkpoint));
+        let of_step = |m: &Option<Tensor>, size: i64| {
+            m.as_ref().map_or(std::ptr::null(), |m| constant(m).wrapping_byte_offset(ahead(b.sequences, size)))
+        };
         let g = b.gradients.as_ref();
-        let kept_gradient = g.map(|g| optional(&g.kept)).unwrap_or_default();
+        let mut kept_gradient = g.map(|g| optional(&g.kept)).unwrap_or_default();
+        for (p, n) in kept_gradient.iter_mut().zip(&b.kept_elements).filter(|(p, _)| !p.is_null()) {
+            *p = p.wrapping_byte_offset(grid(*n));
+        }
         let end_gradient = g.map(|g| optional(&g.end)).unwrap_or_default();
         let in_gradient: Vec<*mut c_void> = g
-            .map(|g| g.inputs.iter().map(|t| t.as_ref().map_or(std::ptr::null_mut(), |(t, _)| pointer(t))).collect())
+            .map(|g| {
+                let at = |(t, _): &(Tensor, i64), n: i64| pointer(t).wrapping_byte_offset(grid(n));
+                let each = g.inputs.iter().zip(&self.along);
+                each.map(|(t, n)| t.as_ref().map_or(std::ptr::null_mut(), |t| at(t, *n))).collect()
+            })
             .unwrap_or_default();
         let start_gradient = g.map(|g| list(&g.start)).unwrap_or_default();
         let fresh_gradient = g.map(|g| list(&g.fresh)).unwrap_or_default();
@@ -338,9 +362,9 @@ impl Call {
             in_sequence: in_sequence.as_ptr(),
             start: start.as_ptr(),
             fresh: if fresh.is_empty() { std::ptr::null() } else { fresh.as_ptr() },
-            reset: flags(&b.reset),
-            write: flags(&b.write),
-            index: b.index.as_ref().map_or(std::ptr::null(), |i| constant(i).cast::<i64>()),
+            reset: of_step(&b.reset, 1).cast::<u8>(),
+            write: of_step(&b.write, 1).cast::<u8>(),
+            index: of_step(&b.index, 8).cast::<i64>(),
             kept: kept.as_ptr(),
             end: end.as_ptr(),
             checkpoint: or_null(&checkpoint),
@@ -351,7 +375,7 @@ impl Call {
             fresh_gradient: or_null(&fresh_gradient),
             saved: b.saved.as_ref().map_or(std::ptr::null_mut(), pointer),
             together: b.together,
-            backwards: i64::from(b.backwards),
+            time: if b.backwards { -b.sequences } else { b.sequences },
         };
         let shared = Shared(&scan);
         let entry = if g.is_some() { self.opened.backward } else { self.opened.forward };
@@ -360,7 +384,8 @@ impl Call {
             with_scratch(scratch, |lines: &mut [Line]| {
                 for unit in units.clone() {
                     // SAFETY: `scan` and the lists it points to live until `parallel_for` has ended, and the tensors behind them as long as `self`;
-                    // `Call::new` has checked all their sizes and kinds. Units write disjoint parts of the outputs, by the kernel's contract,
+                    // `Call::new` has checked all their sizes and kinds. Where the last step comes first, pointers are to its values and strides
+                    // along time are negative, so the same elements are reached. Units write disjoint parts of the outputs, by the kernel's contract,
                     // and `lines` are this thread's alone, aligned to 64 bytes and as many as the kernel asks for.
                     unsafe { entry(shared.pointer(), unit as i64, lines.as_mut_ptr().cast::<c_void>()) };
                 }

@@ -171,7 +171,7 @@ impl Driver<'_> {
                 continue;
             }
             let ty = c_type(p.dtype);
-            let time = if once { String::new() } else { format!(" + u * s->in_step[{i}]") };
+            let time = if once { String::new() } else { format!(" + t * s->in_step[{i}]") };
             let indent = if once { 4 } else { 8 };
             let from = format!("((const {ty} *)s->in[{i}]{time} + sequence * s->in_sequence[{i}])");
             match self.copies[i] {
@@ -212,8 +212,8 @@ impl Driver<'_> {
                 if let Some([Given::Steps]) = given.and_then(|g| g.get(i..=i))
                     && used(&format!("in_gradient{i}"))
                 {
-                    let part = self.part(p, "s->steps");
-                    let at = format!("(({part}ahead) * s->sequences + sequence) * {}{row}", p.elements());
+                    let part = self.part(p, "s->steps * s->sequences");
+                    let at = format!("({part}ahead * s->time + sequence) * {}{row}", p.elements());
                     lines.push((format!("s->in_gradient[{i}] ? s->in_gradient[{i}] + {at} : m"), bytes, true));
                 }
             }
@@ -221,7 +221,7 @@ impl Driver<'_> {
         for (i, p) in self.kept.iter().enumerate() {
             let (row, bytes) = rows(p, p.elements() * self.lay.bytes);
             if bytes <= MOST_FORESEEN && used(&format!("kept_gradient{i}")) {
-                let at = format!("(ahead * s->sequences + sequence) * {}{row}", p.elements());
+                let at = format!("(ahead * s->time + sequence) * {}{row}", p.elements());
                 match walk {
                     Foresee::Forward => lines.push((format!("s->kept[{i}] + {at}"), bytes, true)),
                     Foresee::Again | Foresee::Back(_) => {
@@ -236,7 +236,7 @@ impl Driver<'_> {
             return t;
         }
         let (test, ahead) = if given.is_some() { ("t >= 2", "t - 2") } else { ("t + 2 < s->steps", "t + 2") };
-        let _ = writeln!(t, "{:indent$}if ({test}) {{\n{:indent$}    const int64_t ahead = fwp_place(s, {ahead});", "", "");
+        let _ = writeln!(t, "{:indent$}if ({test}) {{\n{:indent$}    const int64_t ahead = {ahead};", "", "");
         for (from, bytes, written) in lines {
             let name = if written { "fwp_foresee_write" } else { "fwp_foresee" };
             let _ = writeln!(t, "{:indent$}    {name}({from}, {bytes});", "");

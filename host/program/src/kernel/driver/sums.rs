@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Driver;
 use super::ports::{ALL, Foresee, Way};
-use super::walks::{PLACE, Rooms, Slot, Where};
+use super::walks::{Rooms, Slot, Where};
 
 /// Steps through which sums over states are carried before they are computed anew. Rounding grows with the root of it:
 /// through 12 steps the gradient of a decay around a half is about as exact as a sum of its own, and a state that is put aside costs little.
@@ -43,9 +43,8 @@ impl Driver<'_> {
             }
         }
         t += "    for (int64_t t = begin; t < end; t++) {\n";
-        t += PLACE;
-        t += "        at->index = s->index ? s->index[u * s->sequences + sequence] : t;\n";
-        let _ = writeln!(t, "        if (s->reset && s->reset[u * s->sequences + sequence]) {{\n{reset}        }}");
+        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
+        let _ = writeln!(t, "        if (s->reset && s->reset[t * s->time + sequence]) {{\n{reset}        }}");
         if !marks.is_empty() {
             let _ = writeln!(t, "        if ({}) {{\n{marks}        }}", is_anew());
         }

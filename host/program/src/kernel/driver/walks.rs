@@ -1,6 +1,7 @@
 //! The walks through time.
 //!
-//! Step t of a walk is the one that is taken t steps after the first; along time it may lie anywhere (`fwp_place`).
+//! Step t of a walk is the one that is taken t steps after the first. Where the last step in time is taken first, pointers are to its values,
+//! and strides along time (`time`, `in_step`) are negative.
 //! The blocks of a unit take turns: each goes through one segment of steps, from one checkpoint to the next.
 //! Every block has a copy of the memory that the routines of a step work in, so nothing of them knows of other blocks.
 
@@ -10,9 +11,6 @@ use super::ports::{ALL, Foresee, Used, Way};
 use super::sums::MARKED;
 use super::{Driver, Given};
 use crate::kernel::graph::Axis;
-
-/// Where the values of step t lie along time.
-pub(super) const PLACE: &str = "        const int64_t u = fwp_place(s, t);\n";
 
 /// What the parts of a walk are handed.
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
@@ -148,7 +146,7 @@ impl Driver<'_> {
             parts.push(format!("(at->index + 1) % {} == 0", s.state.held));
         }
         if s.masked {
-            parts.push("(!s->write || s->write[u * s->sequences + sequence])".into());
+            parts.push("(!s->write || s->write[t * s->time + sequence])".into());
         }
         if parts.is_empty() { "1".into() } else { parts.join(" && ") }
     }
@@ -179,15 +177,14 @@ impl Driver<'_> {
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}");
         t += "    for (int64_t t = begin; t < end; t++) {\n";
-        t += PLACE;
         if !self.states.is_empty() {
-            t += "        if (s->reset && s->reset[u * s->sequences + sequence]) {\n";
+            t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
             for (i, (place, _)) in states.iter().enumerate() {
                 t += &self.state_of_sequence(i, &format!("(m + {place})"), "s->fresh", Way::In, 12)?;
             }
             t += "        }\n";
         }
-        t += "        at->index = s->index ? s->index[u * s->sequences + sequence] : t;\n";
+        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
         t += &self.bring(false, ALL)?;
         t += &self.foresee(Foresee::Forward, ALL, 8);
         for (i, place) in states.iter().enumerate() {
@@ -195,7 +192,7 @@ impl Driver<'_> {
         }
         for (i, p) in self.kept.iter().enumerate() {
             let n = p.elements();
-            let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (u * s->sequences + sequence) * {n};");
+            let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (t * s->time + sequence) * {n};");
         }
         let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at());
         t += "        fwp_step(m, at);\n    }\n}\n\n";
@@ -292,7 +289,7 @@ impl Driver<'_> {
         let back = rooms.iter().any(here);
         let mut t = format!("    int again = {};\n    (void)again;\n", u8::from(!back));
         if back {
-            t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[fwp_place(s, t) * s->sequences + sequence];\n";
+            t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[t * s->time + sequence];\n";
         }
         for (i, r) in rooms.iter().enumerate() {
             let (own, which) = match &r.state {
@@ -303,10 +300,9 @@ impl Driver<'_> {
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
         }
         t += "    for (int64_t t = begin; again && t < end; t++) {\n";
-        t += PLACE;
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
-        t += "        at->index = s->index ? s->index[u * s->sequences + sequence] : t;\n";
-        t += "        if (s->reset && s->reset[u * s->sequences + sequence]) {\n";
+        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
+        t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
         let mut offset = 0;
         for (i, r) in rooms.iter().enumerate() {
             let to = match &r.state {
@@ -353,7 +349,7 @@ impl Driver<'_> {
         let mut t = String::new();
         for (i, p) in self.kept.iter().enumerate().filter(|(i, _)| used(&format!("kept_gradient{i}"))) {
             let own = self.kept_copies[i].unwrap_or(0);
-            let theirs = format!("s->kept_gradient[{i}] + (u * s->sequences + sequence) * {}", p.elements());
+            let theirs = format!("s->kept_gradient[{i}] + (t * s->time + sequence) * {}", p.elements());
             if self.direct(p) {
                 let row = if self.split.is_some_and(|(a, _)| p.axes().contains(&a)) { " + row0" } else { "" };
                 let _ = writeln!(t, "        at->kept_gradient[{i}] = s->kept_gradient[{i}] ? {theirs}{row} : m + {own};");
@@ -374,12 +370,11 @@ impl Driver<'_> {
         let strata = &self.low.strata;
         let mine = |i: usize| strata.states[i] == stratum;
         let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
-        t += PLACE;
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
         if self.handed_room() > 0 {
             let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
         }
-        t += "        at->index = s->index ? s->index[u * s->sequences + sequence] : t;\n";
+        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
         t += &self.bring(false, used)?;
         t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, used, 8);
         let _ = writeln!(t, "        at->saved = {};", self.saved_at());
@@ -436,12 +431,13 @@ impl Driver<'_> {
             match g {
                 Given::Steps if used(&format!("in_gradient{i}")) => {
                     let p = &self.arguments[i];
-                    let part = self.part(p, "s->steps");
-                    set("in_gradient", format!("(({part}u) * s->sequences + sequence) * {}", p.elements()));
+                    let part = self.part(p, "s->steps * s->sequences");
+                    set("in_gradient", format!("({part}t * s->time + sequence) * {}", p.elements()));
                 }
                 Given::Factors { axes, .. } => {
                     let (left, right) = (self.lay.sizes[axes[0]], self.lay.sizes[axes[1]]);
-                    let here = "(u * s->sequences + sequence)";
+                    // In any order: a product sums over all of them.
+                    let here = "(t * s->sequences + sequence)";
                     set("in_gradient", format!("{here} * {left}"));
                     set("right", format!("s->steps * s->sequences * {left} + {here} * {right}"));
                 }
@@ -473,10 +469,7 @@ impl Driver<'_> {
                 offset += n;
             }
         }
-        let _ = writeln!(
-            t,
-            "{gradients}        if (s->reset && s->reset[u * s->sequences + sequence]) {{\n{reset}        }}\n    }}"
-        );
+        let _ = writeln!(t, "{gradients}        if (s->reset && s->reset[t * s->time + sequence]) {{\n{reset}        }}\n    }}");
         Ok(t)
     }
 }
