@@ -1,9 +1,8 @@
 //! The conformance of rules and executors, and the runner that gives every case a process.
 
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use fwp_test_support as support;
+use fwp_test_support::{self as support, script};
 use fwp_tests::{Case, process, said};
 use serde_json::Value;
 
@@ -160,9 +159,7 @@ fn with_engine(names: &[&str]) -> Case {
     let cases: Vec<String> =
         names.iter().map(|n| format!(r#"{{"name":"{n}","executor":null,"says":"It holds.","seconds":60}}"#)).collect();
     let engine = case.path("bin/fwp-engine");
-    std::fs::remove_file(&engine).unwrap();
-    std::fs::write(&engine, ENGINE.replace("CASES", &format!("'[{}]'", cases.join(",")))).unwrap();
-    std::fs::set_permissions(&engine, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script(&engine, &ENGINE.replace("CASES", &format!("'[{}]'", cases.join(","))));
     case
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use fwp_test_support::script;
 use fwp_tests::run::Run;
 use fwp_tests::{Case, said};
 use serde_json::Value;
@@ -134,24 +135,19 @@ fn a_cache_that_others_may_write_is_not_used() {
 #[test]
 fn a_compiler_that_fails_is_quoted_and_the_run_goes_on() {
     let case = Case::new();
-    let cc = case.write(
-        "cc",
-        "#!/bin/sh\ncase \"$*\" in *--version*) echo broken 1.0;; *-E*) exit 0;; *) echo 'cc1: out of luck' >&2; exit 4;; esac\n",
-    );
-    fs::set_permissions(&cc, fs::Permissions::from_mode(0o755)).unwrap();
-    let train = |run: &str, text: &str| {
-        fs::write(&cc, text).unwrap();
+    let train = |run: &str, fails: &str, seconds: &str| {
+        let answers = "*--version*) echo broken 1.0;; *-E*) exit 0;;";
+        script(&case.path("cc"), &format!("#!/bin/sh\ncase \"$*\" in {answers} *) {fails};; esac\n"));
         let mut command = case.command(&format!("train --recipe memory.toml --run-dir {run} --steps 2 --progress plain"));
-        let output =
-            command.env("CC", &cc).env("FWP_CACHE", case.path("cache")).env("FWP_COMPILE_SECONDS", "0.5").output().unwrap();
+        command.env("CC", case.path("cc")).env("FWP_CACHE", case.path("cache")).env("FWP_COMPILE_SECONDS", seconds);
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         said(&output)
     };
-    let failing = fs::read_to_string(&cc).unwrap();
-    let said = train("failing", &failing);
-    assert!(said.contains("cc1: out of luck") && said.contains(".c)"), "{said}");
-    let said = train("slow", &failing.replace("echo 'cc1: out of luck' >&2; exit 4", "sleep 60"));
-    assert!(said.contains("0.5 seconds") && said.contains("FWP_COMPILE_SECONDS"), "{said}");
+    let failing = train("failing", "echo 'cc1: out of luck' >&2; exit 4", "60");
+    assert!(failing.contains("cc1: out of luck") && failing.contains(".c)"), "{failing}");
+    let slow = train("slow", "sleep 60", "0.5");
+    assert!(slow.contains("0.5 seconds") && slow.contains("FWP_COMPILE_SECONDS"), "{slow}");
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! The commands as a user sees them. A shell script stands for the engine: what it is told and how it ends is what counts here.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use fwp_test_support::{fixture, lonely_host, plugin, plugins};
+use fwp_test_support::{fixture, lonely_host, plugin, plugins, script};
 use serde_json::{Value, json};
 
 const HOST: &str = env!("CARGO_BIN_EXE_fwp-host");
@@ -61,8 +60,7 @@ impl Case {
         let root = folder.path();
         let host = lonely_host(Path::new(HOST), &root.join("bin"));
         let engine = root.join("engine.sh");
-        std::fs::write(&engine, ENGINE).unwrap();
-        std::fs::set_permissions(&engine, std::fs::Permissions::from_mode(0o755)).unwrap();
+        script(&engine, ENGINE);
         std::fs::create_dir_all(root.join("torch/lib")).unwrap();
         std::fs::create_dir_all(root.join("nvidia/cu13/lib")).unwrap();
         std::fs::create_dir(root.join("plugins")).unwrap();

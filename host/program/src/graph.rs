@@ -69,6 +69,19 @@ pub fn pruned(f: &Function) -> Function {
     Function { outputs: outputs.collect(), nodes: kept, ..f.clone() }
 }
 
+/// The function with those arguments alone that it looks at.
+pub(crate) fn with_arguments_used(mut f: Function) -> Function {
+    let looks = |i: usize| f.nodes.iter().any(|n| n.op == Op::Argument { index: i as u32 });
+    let kept: Vec<usize> = (0..f.arguments.len()).filter(|i| looks(*i)).collect();
+    for node in &mut f.nodes {
+        if let Op::Argument { index } = &mut node.op {
+            *index = kept.partition_point(|k| *k < *index as usize) as u32;
+        }
+    }
+    f.arguments = kept.into_iter().map(|i| f.arguments[i].clone()).collect();
+    f
+}
+
 /// For every node the first node that computes the same.
 pub(crate) fn classes(f: &Function) -> Vec<NodeId> {
     let mut class: Vec<NodeId> = Vec::with_capacity(f.nodes.len());

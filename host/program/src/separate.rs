@@ -8,7 +8,7 @@ use std::fmt;
 use fwp_sdk::program::{Function, Node, NodeId, Op, Output, Program, Span, entry};
 
 use crate::error::part;
-use crate::graph::{ancestors, classes, pruned};
+use crate::graph::{ancestors, classes, pruned, with_arguments_used};
 
 /// How a step comes apart.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,9 +88,8 @@ pub fn separate(p: &Program) -> Result<Separation, Inseparable> {
     };
 
     // The outputs again, stopping at the new states.
-    let mut read = Function { nodes: Vec::new(), outputs: Vec::new(), arguments: Vec::new(), ..step.clone() };
-    let mut reader =
-        Reader { step, class: &class, next: &next, nodes: Vec::new(), map: vec![None; step.nodes.len()], reads: Vec::new() };
+    let mut read = Function { nodes: Vec::new(), outputs: Vec::new(), ..step.clone() };
+    let mut reader = Reader { step, class: &class, next: &next, nodes: Vec::new(), map: vec![None; step.nodes.len()] };
     for o in step.outputs.iter().filter(|o| !o.name.starts_with("state.")) {
         let blame = |blocked: Blocked| {
             let node = &step.nodes[blocked.consumer as usize];
@@ -108,17 +107,12 @@ pub fn separate(p: &Program) -> Result<Separation, Inseparable> {
         let node = reader.visit(o.node, o.node, p, &written).map_err(blame)?;
         read.outputs.push(Output { name: o.name.clone(), node });
     }
-    reader.reads.sort_unstable();
-    reader.reads.dedup();
-    let arguments: Vec<u32> = reader.reads.clone();
     read.nodes = reader.nodes;
-    renumber(&mut read, step, &arguments);
+    let mut read = with_arguments_used(read);
 
     let mut write = Function { outputs: step.outputs.clone(), ..step.clone() };
     write.outputs.retain(|o| o.name.starts_with("state."));
-    let mut write = pruned(&write);
-    let arguments: Vec<u32> = (0..step.arguments.len() as u32).filter(|i| written(*i)).collect();
-    renumber(&mut write, step, &arguments);
+    let mut write = with_arguments_used(pruned(&write));
     let names = |f: &Function| f.arguments.iter().map(|a| a.name.clone()).collect();
     read.name = "read".into();
     write.name = "write".into();
@@ -133,18 +127,6 @@ fn varying(f: &Function) -> Vec<bool> {
         varies.push(own || node.operands.iter().any(|o| varies[*o as usize]));
     }
     varies
-}
-
-/// Keeps the given arguments of the step, in their order.
-fn renumber(f: &mut Function, step: &Function, arguments: &[u32]) {
-    f.arguments = arguments.iter().filter_map(|i| step.arguments.get(*i as usize).cloned()).collect();
-    for node in &mut f.nodes {
-        if let Op::Argument { index } = &mut node.op
-            && let Some(new) = arguments.iter().position(|a| a == index)
-        {
-            *index = new as u32;
-        }
-    }
 }
 
 enum What {
@@ -166,7 +148,6 @@ struct Reader<'a> {
     next: &'a [Option<NodeId>],
     nodes: Vec<Node>,
     map: Vec<Option<NodeId>>,
-    reads: Vec<u32>,
 }
 
 impl Reader<'_> {
@@ -191,7 +172,6 @@ impl Reader<'_> {
                 Op::State { index } => return blocked(What::OldState(index as usize)),
                 Op::StepIndex => return blocked(What::Index),
                 Op::Argument { index } if written(index) => return blocked(What::Input(index as usize)),
-                Op::Argument { index } => self.reads.push(index),
                 _ => {}
             }
             if ready || node.operands.is_empty() {

@@ -14,8 +14,9 @@
 pub mod golden;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 
 /// What one run of cargo builds.
@@ -95,6 +96,21 @@ pub fn lonely_host(host: &Path, folder: &Path) -> PathBuf {
         std::fs::copy(host, &copy).expect("a copy of the executable");
     }
     copy
+}
+
+/// Writes a shell script that can be run at once.
+///
+/// A process of its own writes it: a child that another thread of the test starts meanwhile would hold an own file open for writing, and
+/// such a file is "busy" and not run.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn script(path: &Path, text: &str) {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "rm -f \"$0\" && cat > \"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut child = command.spawn().expect("a shell");
+    child.stdin.take().expect("its input").write_all(text.as_bytes()).expect("the text of a script");
+    assert!(child.wait().expect("the end of the shell").success(), "{} cannot be written", path.display());
 }
 
 /// The library of a plugin crate outside of the workspace, built in its own target folder.

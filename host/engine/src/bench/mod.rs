@@ -124,7 +124,7 @@ impl Bench {
         let precision = Precision { kind: apply::kind(&job.dtype)?, device: Device::Cpu };
         ensure!(job.batch > 0 && steps > 0, "there is nothing to measure: batch {}, time {steps}", job.batch);
         let subject = Subject::open(&job.rule)?;
-        enough_memory(&subject, job, steps)?;
+        enough_memory(&subject, precision, job, steps)?;
         let wanted = Wanted { batch: job.batch as i64, steps: steps as i64, states: false, masks: false };
         let mut data = subject.draw(wanted, 0)?;
         for (_, t) in data.inputs.iter_mut().chain(&mut data.parameters) {
@@ -249,8 +249,8 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
 }
 
 /// Refuses sizes at which the inputs alone, with their gradients, are more than the machine has.
-fn enough_memory(subject: &Subject, job: &Job, steps: usize) -> Result<()> {
-    let bytes = if job.dtype == "float64" { 16 } else { 8 };
+fn enough_memory(subject: &Subject, precision: Precision, job: &Job, steps: usize) -> Result<()> {
+    let bytes = 2 * precision.kind.elt_size_in_bytes() as u64;
     let sizes = subject.slot.step.function.arguments.iter();
     let elements = sizes.map(|a| if let Type::Tensor(t) = &a.ty { t.elements() as u64 } else { 0 }).fold(0, u64::saturating_add);
     let factors = [job.batch as u64, steps as u64, subject.heads as u64, bytes];

@@ -82,7 +82,7 @@ fn allowed(of_reference: f64) -> [f64; 2] {
 /// The relative error in float32 and float64 of a tensor of which every element loses the smallest normal number at each of so many steps:
 /// where kernels have results that are smaller, these are zero. Weights that fade to nothing get there.
 fn flushed(exact: &Tensor, steps: i64) -> Result<[f64; 2]> {
-    let (_, length) = apart(exact, exact)?;
+    let length = exact.f_norm()?.f_double_value(&[])?;
     let lost = steps as f64 * (exact.numel() as f64).sqrt() / length;
     Ok([f64::from(f32::MIN_POSITIVE), f64::MIN_POSITIVE].map(|n| if length > 0.0 { n * lost } else { 0.0 }))
 }
@@ -333,4 +333,18 @@ fn all_finite(outcome: &Outcome) -> Result<bool> {
 
 fn yes(flag: bool) -> &'static str {
     if flag { "yes" } else { "no" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kernels_lose_at_the_smallest_numbers_counts_for_tensors_of_such_alone() {
+        let of_size = |size: f64| flushed(&(Tensor::ones([8, 8], (Kind::Double, tch::Device::Cpu)) * size), 10).unwrap();
+        assert!(of_size(1.0).into_iter().all(|error| error < 1e-30));
+        let [single, double] = of_size(1e-38);
+        assert!((1.0..100.0).contains(&single) && double < 1e-30, "{single} {double}");
+        assert_eq!(of_size(0.0), [0.0, 0.0]);
+    }
 }

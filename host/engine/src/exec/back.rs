@@ -13,7 +13,6 @@ use super::plan::{StepPlan, declared};
 use super::prepared::{Prepared, ReadWrite, Slot};
 use super::scan::{FastWeights, Inputs, Masks, in_order};
 use super::value::{Lead, Memory, Value, reshaped};
-use super::walk::walk;
 
 /// The walk back of a rule, made ready.
 pub struct Back {
@@ -115,7 +114,7 @@ impl FastWeights {
         results.into_iter().map(as_given).collect()
     }
 
-    /// The queries that a walk begins with, `[1, n, size]`: one kernel where there is one.
+    /// The queries that a walk begins with, `[1, n, size]` or `[n, size]`: one kernel where there is one.
     fn queries(&self, back: &Back, inputs: &[(String, Value)], query_scale: Option<f64>, nothing: Memory) -> Result<Vec<Value>> {
         let plan = &back.queries;
         let values: Vec<Value> = in_order(&plan.function, inputs)?.into_iter().map(as_step).collect::<Result<_>>()?;
@@ -124,8 +123,7 @@ impl FastWeights {
         if let Some(found) = executors.read(self, plan, given, nothing.clone())? {
             return Ok(found);
         }
-        let ready = given.ready(self, plan, &nothing, &Masks::default())?;
-        Ok(walk(self, plan, &ready, nothing, &Masks::default())?.0)
+        self.evaluated(&plan.function, &nothing, &self.all_mapped(inputs, query_scale, &nothing, &Masks::default())?)
     }
 
     /// A state before a deferred write; none where it holds nothing but zeros.

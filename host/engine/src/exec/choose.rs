@@ -309,17 +309,19 @@ impl Executors {
             return kernel::run(&weights.with_slot(slot), &slot.step, inputs.given(), memory, masks);
         }
         let ready = inputs.ready(weights, plan, &memory, masks)?;
-        if matches!(pick, Pick::Scan) {
-            return kernel::run(weights, plan, &ready, memory, masks);
+        let walked = |ready: &[Value], memory, masks: &Masks| match &pick {
+            Pick::Chunkwise(chunk) => chunk::run(weights, chunk, ready, memory, masks),
+            Pick::Scan => kernel::run(weights, plan, ready, memory, masks),
+            _ => walk(weights, plan, ready, memory, masks),
+        };
+        if !masks.backwards || matches!(pick, Pick::Scan) {
+            return walked(&ready, memory, masks);
         }
-        if masks.backwards {
-            // The others know one direction, and count steps along it.
-            ensure!(!plan.uses_index, "internal: steps that are counted, taken from the last to the first");
-            let ready: Vec<Value> = ready.iter().map(turned).collect::<Result<_>>()?;
-            let (outputs, memory) = plainly(&pick, weights, plan, &ready, memory, &masks.turned()?)?;
-            return Ok((outputs.iter().map(turned).collect::<Result<_>>()?, memory));
-        }
-        plainly(&pick, weights, plan, &ready, memory, masks)
+        // The others know one direction, and count steps along it.
+        ensure!(!plan.uses_index, "internal: steps that are counted, taken from the last to the first");
+        let ready: Vec<Value> = ready.iter().map(turned).collect::<Result<_>>()?;
+        let (outputs, memory) = walked(&ready, memory, &masks.turned()?)?;
+        Ok((outputs.iter().map(turned).collect::<Result<_>>()?, memory))
     }
 
     /// Reads along a sequence, for a plan of [`super::plan::read_along`] and a memory without states: the outputs, or none where the
@@ -443,21 +445,6 @@ impl Executors {
                 }
             }),
         }
-    }
-}
-
-/// A walk without a kernel.
-fn plainly(
-    pick: &Pick,
-    weights: &FastWeights,
-    plan: &Arc<StepPlan>,
-    inputs: &[Value],
-    memory: Memory,
-    masks: &Masks,
-) -> Result<(Vec<Value>, Memory)> {
-    match pick {
-        Pick::Chunkwise(chunk) => chunk::run(weights, chunk, inputs, memory, masks),
-        _ => walk(weights, plan, inputs, memory, masks),
     }
 }
 
@@ -608,14 +595,10 @@ fn described(built: &Built, inside: bool) -> Json {
 
 #[cfg(test)]
 mod tests {
-    use fwp_program::SlotPrograms;
-    use fwp_sdk::build::Dims;
-    use fwp_sdk::{Ask, Part, Request};
     use tch::Tensor;
 
     use super::*;
-    use crate::exec::evaluate::Table;
-    use crate::exec::value::Precision;
+    use crate::exec::testing::{delta, fast_weights};
     use crate::shim;
     use crate::shim::testing::numbers;
 
@@ -624,28 +607,10 @@ mod tests {
     const KEY: usize = 5;
     const VALUE: usize = 6;
 
-    fn slot() -> Arc<Slot> {
-        let dims = Dims { key_raw: KEY, key: KEY, value: VALUE, heads: 1, ..Dims::ONE };
-        let ask = Ask::Rule { dims };
-        let request = Request { kind: PartKind::UpdateRule, name: "delta".into(), config: serde_json::Map::new(), ask };
-        let rule = Part::update_rule::<fwp_rule_delta::Delta>().describe(&request).unwrap();
-        let rule = Program::from_bytes(&rule).unwrap();
-        let map = crate::command::apply::identity(KEY);
-        Arc::new(Slot::new(&SlotPrograms { name: "main".into(), layers: None, map, rule }).unwrap())
-    }
-
     /// Output, last state and the gradients of inputs and state; with `turn`, of steps that are laid the other way round before and
     /// laid back after.
     fn walked(policy: Policy, leaves: &[Tensor; 5], masks: &Masks, turn: bool) -> Vec<Tensor> {
-        let weights = FastWeights {
-            slot: slot(),
-            index: 0,
-            parameters: Table::default(),
-            prefix: String::new(),
-            precision: Precision { kind: Kind::Double, device: Device::Cpu },
-            memory_limit: u64::MAX,
-            executors: Arc::new(Executors::new(policy)),
-        };
+        let weights = fast_weights(&delta(KEY, VALUE), Kind::Double, Executors::new(policy));
         let lay = |t: &Tensor| if turn { t.flip([0]) } else { t.shallow_clone() };
         let inputs: Vec<Value> = leaves[..4].iter().map(|t| Value::new(lay(t), Lead::STEPS)).collect();
         let memory =

@@ -38,6 +38,8 @@ pub mod plan;
 pub mod prepared;
 pub mod scan;
 pub mod solve;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;
 pub mod value;
 pub mod verify;

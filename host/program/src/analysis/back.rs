@@ -15,7 +15,7 @@ use super::form::{Decay, Factor, Form, Query, Range, Side, StateRead, Stratum};
 use super::verify::{by_step, distance, drawn};
 use super::{canonical, flatten};
 use crate::equivalent::stand_in;
-use crate::graph::{Editor, ancestors};
+use crate::graph::{Editor, ancestors, with_arguments_used};
 use crate::interpret::{Array, Inputs, Random, Value, evaluate};
 use crate::separate::Separation;
 
@@ -80,7 +80,7 @@ pub fn walked_back(program: &Program, apart: &Separation) -> Result<WalkedBack, 
         let nodes = copied(e, &canonical.rest, &wanted, arguments)?;
         Ok(canonical.rest.outputs.iter().zip(nodes).map(|(o, node)| (o.name.clone(), node)).collect())
     })?;
-    let (queries, rest) = (taken(queries), taken(rest));
+    let (queries, rest) = (with_arguments_used(queries), with_arguments_used(rest));
     let reads = reads.iter().map(|(form, read)| BackRead {
         name: read.name.clone(),
         state: form.state as usize,
@@ -133,19 +133,6 @@ fn derived(
     let (parameters, nodes) = (e.parameters, e.nodes);
     let outputs = outputs.into_iter().map(|(name, node)| Output { name, node }).collect();
     Ok(Function { parameters, nodes, outputs, ..empty })
-}
-
-/// The function with those arguments alone that it looks at.
-fn taken(mut f: Function) -> Function {
-    let looks = |i: usize| f.nodes.iter().any(|n| n.op == Op::Argument { index: i as u32 });
-    let kept: Vec<usize> = (0..f.arguments.len()).filter(|i| looks(*i)).collect();
-    for node in &mut f.nodes {
-        if let Op::Argument { index } = &mut node.op {
-            *index = kept.partition_point(|k| *k < *index as usize) as u32;
-        }
-    }
-    f.arguments = kept.into_iter().map(|i| f.arguments[i].clone()).collect();
-    f
 }
 
 /// Copies what these nodes of a function need; gives their places.

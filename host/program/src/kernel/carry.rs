@@ -49,8 +49,7 @@ struct Apart {
 }
 
 fn apart(g: &mut Graph, low: &Lowered) -> Option<Apart> {
-    // States that are computed back are close by at every step.
-    if low.undo.iter().any(Option::is_some) || low.again.iter().all(Option::is_none) {
+    if low.again.iter().all(Option::is_none) {
         return None;
     }
     let decays = low

@@ -58,7 +58,8 @@ struct Lowering<'a> {
     kept: usize,
 }
 
-/// Lowers a step with its adjoint. `rows` says that of one axis only so many places are computed at a time.
+/// Lowers a step with its adjoint. `rows` says that of one axis only so many places are computed at a time, `back` that states are computed
+/// back where that is possible.
 pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<Lowered, String> {
     let f = with_adjoint(step)?;
     let states: Vec<_> = step.states.iter().map(|s| s.state.clone()).collect();

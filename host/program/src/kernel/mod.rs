@@ -102,12 +102,6 @@ fn states_apart(step: &InStep, rows: Option<(usize, usize)>) -> Result<lower::Lo
         adapt::save(&mut low);
         Ok(low)
     };
-    let low = made(true)?;
-    if low.undo.iter().all(Option::is_none) {
-        let mut low = low;
-        carry::carry(&mut low);
-        return Ok(low);
-    }
     let mut forwards = made(false)?;
-    Ok(if carry::carry(&mut forwards) { forwards } else { low })
+    if carry::carry(&mut forwards) { Ok(forwards) } else { made(true) }
 }

@@ -6,11 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fwp_program::SlotPrograms;
 use fwp_program::kernel::{Gradient, Kernel, Per, Real};
-use fwp_sdk::build::Dims;
-use fwp_sdk::program::{Kind as PartKind, Program};
-use fwp_sdk::{Ask, Part, Request};
 use tch::{Device, Kind, Tensor};
 
 use super::build::{Built, assembled};
@@ -19,37 +15,13 @@ use super::compile::{CompileError, Compiler, Limits, compile, compiler, find};
 use super::lower::lower;
 use super::run::run_built;
 use crate::exec::choose::Executors;
-use crate::exec::evaluate::Table;
 use crate::exec::prepared::Slot;
 use crate::exec::scan::{FastWeights, Masks};
-use crate::exec::value::{Lead, Memory, Precision, Value};
+use crate::exec::testing::{delta, fast_weights};
+use crate::exec::value::{Lead, Memory, Value};
 use crate::exec::walk::walk;
 use crate::shim;
 use crate::shim::testing::numbers;
-
-fn part(part: Part, kind: PartKind, name: &str, ask: Ask) -> Program {
-    let request = Request { kind, name: name.into(), config: serde_json::Map::new(), ask };
-    Program::from_bytes(&part.describe(&request).unwrap()).unwrap()
-}
-
-fn slot(dk: usize, dv: usize) -> Arc<Slot> {
-    let dims = Dims { key_raw: dk, key: dk, value: dv, heads: 1, ..Dims::ONE };
-    let rule = part(Part::update_rule::<fwp_rule_delta::Delta>(), PartKind::UpdateRule, "delta", Ask::Rule { dims });
-    let map = crate::command::apply::identity(dk);
-    Arc::new(Slot::new(&SlotPrograms { name: "main".into(), layers: None, map, rule }).unwrap())
-}
-
-fn weights(slot: &Arc<Slot>, kind: Kind) -> FastWeights {
-    FastWeights {
-        slot: slot.clone(),
-        index: 0,
-        parameters: Table::default(),
-        prefix: String::new(),
-        precision: Precision { kind, device: Device::Cpu },
-        memory_limit: u64::MAX,
-        executors: Arc::new(Executors::default()),
-    }
-}
 
 fn by_hand(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Real, cache: &Cache) -> Arc<Built> {
     by_hand_every(slot, (dk, dv, blocks), real, cache, usize::MAX)
@@ -144,10 +116,10 @@ fn cache() -> (tempfile::TempDir, Cache) {
 fn a_kernel_gives_the_outputs_states_and_gradients_of_the_reference() {
     let (_folder, cache) = cache();
     for (steps, n, dk, dv, blocks) in [(1, 1, 3, 2, 1), (4, 4, 4, 4, 2), (23, 3, 5, 14, 2), (300, 2, 7, 6, 3)] {
-        let slot = slot(dk, dv);
+        let slot = delta(dk, dv);
         for (real, kind, tolerance) in [(Real::F64, Kind::Double, 1e-12), (Real::F32, Kind::Float, 2e-5)] {
             let built = by_hand(&slot, (dk, dv, blocks), real, &cache);
-            let weights = weights(&slot, kind);
+            let weights = fast_weights(&slot, kind, Executors::default());
             for masks in [false, true] {
                 let data = Data::new(steps, n, dk as i64, dv as i64, masks, kind);
                 let wanted = data.walked(&weights, None);
@@ -163,8 +135,8 @@ fn a_kernel_gives_the_outputs_states_and_gradients_of_the_reference() {
 #[test]
 fn checkpoints_bound_what_is_kept_and_change_no_bit() {
     let (_folder, cache) = cache();
-    let slot = slot(5, 6);
-    let weights = weights(&slot, Kind::Double);
+    let slot = delta(5, 6);
+    let weights = fast_weights(&slot, Kind::Double, Executors::default());
     for masks in [false, true] {
         let data = Data::new(100, 2, 5, 6, masks, Kind::Double);
         let whole = data.walked(&weights, Some(&by_hand(&slot, (5, 6, 2), Real::F64, &cache)));
@@ -182,9 +154,9 @@ fn checkpoints_bound_what_is_kept_and_change_no_bit() {
 fn inputs_that_are_expanded_transposed_or_strided_are_read_in_place() {
     let (_folder, cache) = cache();
     let (steps, n, dk, dv) = (12, 3, 5, 4);
-    let slot = slot(dk, dv);
+    let slot = delta(dk, dv);
     let built = by_hand(&slot, (dk, dv, 2), Real::F64, &cache);
-    let weights = weights(&slot, Kind::Double);
+    let weights = fast_weights(&slot, Kind::Double, Executors::default());
     let (dk, dv) = (dk as i64, dv as i64);
     let leaf = |shape: &[i64]| numbers(shape).set_requires_grad(true);
     let data = Data {
@@ -215,9 +187,9 @@ fn inputs_that_are_expanded_transposed_or_strided_are_read_in_place() {
 #[test]
 fn without_gradients_the_result_is_the_same_and_no_graph_is_made() {
     let (_folder, cache) = cache();
-    let slot = slot(4, 6);
+    let slot = delta(4, 6);
     let built = by_hand(&slot, (4, 6, 3), Real::F64, &cache);
-    let weights = weights(&slot, Kind::Double);
+    let weights = fast_weights(&slot, Kind::Double, Executors::default());
     let data = Data::new(40, 2, 4, 6, false, Kind::Double);
     let with = data.walked(&weights, Some(&built));
     let inputs: Vec<Value> = data.inputs.iter().map(|t| Value::new(t.shallow_clone(), Lead::STEPS)).collect();
@@ -231,9 +203,9 @@ fn without_gradients_the_result_is_the_same_and_no_graph_is_made() {
 #[test]
 fn a_gradient_of_the_gradient_is_refused_with_what_to_do() {
     let (_folder, cache) = cache();
-    let slot = slot(3, 3);
+    let slot = delta(3, 3);
     let built = by_hand(&slot, (3, 3, 1), Real::F64, &cache);
-    let weights = weights(&slot, Kind::Double);
+    let weights = fast_weights(&slot, Kind::Double, Executors::default());
     let data = Data::new(3, 1, 3, 3, false, Kind::Double);
     let inputs: Vec<Value> = data.inputs.iter().map(|t| Value::new(t.shallow_clone(), Lead::STEPS)).collect();
     let memory =
@@ -255,9 +227,9 @@ fn float_mode_inner() {
     use super::open_unsafe::float_mode;
     let before = float_mode();
     let (_folder, cache) = cache();
-    let slot = slot(3, 4);
+    let slot = delta(3, 4);
     let built = by_hand(&slot, (3, 4, 2), Real::F32, &cache);
-    let weights = weights(&slot, Kind::Float);
+    let weights = fast_weights(&slot, Kind::Float, Executors::default());
     Data::new(5, 2, 3, 4, false, Kind::Float).walked(&weights, Some(&built));
     assert_eq!(float_mode(), before);
     let tiny = Tensor::from_slice(&[1e-39f32]) * 0.5;
@@ -351,8 +323,7 @@ fn a_folder_of_another_user_is_refused() {
 
 fn script(folder: &Path, text: &str) -> Compiler {
     let path = folder.join("cc");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fwp_test_support::script(&path, &format!("#!/bin/sh\n{text}\n"));
     Compiler { path, options: vec![], version: "a script".into(), flags: vec![] }
 }
 
@@ -400,9 +371,9 @@ fn the_compiler_is_the_one_that_cc_names() {
 fn a_kernel_that_computes_something_else_is_found_out() {
     use crate::exec::verify::verify;
     let (_folder, cache) = cache();
-    let slot = slot(4, 4);
+    let slot = delta(4, 4);
     for (kind, real) in [(Kind::Double, Real::F64), (Kind::Float, Real::F32)] {
-        let weights = weights(&slot, kind);
+        let weights = fast_weights(&slot, kind, Executors::default());
         let data = Data::new(3, 2, 4, 4, false, kind);
         let inputs: Vec<Value> = data.inputs.iter().map(|t| Value::new(t.shallow_clone(), Lead::STEPS)).collect();
         let memory = weights.initial(2).unwrap();
