@@ -26,8 +26,8 @@ const MOST_THREADS: usize = 1024;
 #[command(after_help = "\
 With --json: one array, an object an executor. Every object has executor and applies; one that does not apply has why and nothing
 else; any other has forward_ms, backward_ms, total_ms (medians), forward_ms_range, backward_ms_range, total_ms_range (least and
-greatest), tokens_per_second, peak_bytes, rounds, share_of_matmul, matmul_gflops, threads and others_busy (processors that other
-processes kept busy meanwhile).
+greatest), tokens_per_second, peak_bytes, rounds, share_of_matmul, matmul_gflops, threads, finite (whether all numbers that came
+out were) and others_busy (processors that other processes kept busy meanwhile).
 
 Examples:
   fwp-host bench --rule delta --batch 1 --heads 4 --time 2048 --key-dim 64 --value-dim 64 --json

@@ -1,5 +1,6 @@
 //! `fwp-host check`
 
+use std::num::NonZeroUsize;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -70,7 +71,7 @@ pub struct Check {
     timeout: Option<u64>,
     /// Cases that run at the same time; as many as there are processors without it.
     #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    jobs: Option<NonZeroUsize>,
     /// Lists the cases and runs none.
     #[arg(long)]
     list: bool,
@@ -269,7 +270,7 @@ impl Check {
 
     /// Runs cases, several at a time; the results in the order of the cases.
     async fn run_all(&self, engine: &Engine, job: &Path, cases: Vec<Case>) -> Result<Vec<Done>, Failure> {
-        let at_once = self.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        let at_once = self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
         let slots = Arc::new(Semaphore::new(at_once));
         let total = cases.len();
         let mut running = JoinSet::new();

@@ -29,7 +29,7 @@ use crate::monitor::say;
 use crate::shim;
 use crate::trial::draw::normal;
 use crate::trial::executor::{self, Executor};
-use crate::trial::{Data, Described, Subject, Wanted};
+use crate::trial::{Data, Described, Outcome, Subject, Wanted};
 use fwp_program::interpret::Random;
 use fwp_sdk::program::Type;
 use load::Others;
@@ -102,6 +102,8 @@ pub struct Figures {
     pub threads: usize,
     /// Processors that others kept busy meanwhile.
     pub others_busy: f64,
+    /// Whether outputs and gradients were finite: of others, times say little.
+    pub finite: bool,
 }
 
 /// Processors that others may keep busy before the figures are flagged.
@@ -146,15 +148,14 @@ impl Bench {
         Ok(Bench { subject, precision, data, weights })
     }
 
-    /// Milliseconds forward and backward.
-    fn round(&self, executor: &str) -> Result<[f64; 2]> {
+    /// Milliseconds forward and backward, and what came out.
+    fn round(&self, executor: &str) -> Result<([f64; 2], Outcome)> {
         let start = Instant::now();
         let forward = self.subject.forward(executor, self.precision, &self.data, true)?;
         let between = Instant::now();
         let outcome = forward.backward(Some(&self.weights))?;
         let end = Instant::now();
-        drop(outcome);
-        Ok([between - start, end - between].map(|d| d.as_secs_f64() * 1e3))
+        Ok(([between - start, end - between].map(|d| d.as_secs_f64() * 1e3), outcome))
     }
 }
 
@@ -187,7 +188,12 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
     for t in &mut taken {
         say(&format!("{}: a round to warm up", t.executor));
         let first = Instant::now();
-        bench.round(t.executor).with_context(|| format!("executor {}", t.executor))?;
+        let (_, outcome) = bench.round(t.executor).with_context(|| format!("executor {}", t.executor))?;
+        t.finite = outcome.is_finite()?;
+        if !t.finite {
+            say(&format!("warning: {}: infinite numbers or NaN come out, whose times say little", t.executor));
+        }
+        drop(outcome);
         // The first round compiles what must be compiled; where it was slow, a second one tells what a round takes.
         let mut seconds = first.elapsed().as_secs_f64();
         if seconds < job.seconds {
@@ -204,7 +210,7 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
         for k in 0..count {
             let t = &mut taken[(k + round) % count];
             if round < t.wanted {
-                t.rounds.push(bench.round(t.executor)?);
+                t.rounds.push(bench.round(t.executor)?.0);
             }
         }
         products.push(product.time()?);
@@ -238,6 +244,7 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
             matmul_gflops: gflops,
             threads,
             others_busy: busy,
+            finite: t.finite,
         })));
     }
     if busy > BUSY {
@@ -285,11 +292,12 @@ struct Taken {
     executor: &'static str,
     wanted: usize,
     rounds: Vec<[f64; 2]>,
+    finite: bool,
 }
 
 impl Taken {
     fn new(executor: &'static str) -> Taken {
-        Taken { executor, wanted: 1, rounds: Vec::new() }
+        Taken { executor, wanted: 1, rounds: Vec::new(), finite: true }
     }
 }
 

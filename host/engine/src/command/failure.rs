@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::exec::choose::Refused;
+
 /// Why a command failed, by what the user can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -41,7 +43,11 @@ impl Failure {
 
     /// Prints the failure on stderr and gives its exit code.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {self}");
+        match self.error.chain().find_map(|cause| cause.downcast_ref::<Refused>()) {
+            // Where in the slow net the rule stands adds nothing: the choice is the rule's.
+            Some(refused) => eprintln!("error: {}\n  cause: {}\n  remedy: use --exec auto", refused.headline(), refused.why),
+            None => eprintln!("error: {self}"),
+        }
         ExitCode::from(self.kind as u8)
     }
 }

@@ -193,6 +193,11 @@ pub fn run(run: &RunDir, options: &Options) -> Result<Outcome, Failure> {
         && refused.chain().any(|cause| cause.is::<Refused>())
     {
         // Anything else is met again by the first step, which knows more about it.
+        monitor.finish(false);
+        if options.resume == Resume::Never && run.checkpoints().read_dir().is_ok_and(|mut all| all.next().is_none()) {
+            // The folder of a run that could not begin is in the way of one that can.
+            let _ = std::fs::remove_dir_all(run.path());
+        }
         return Err(Failure::input(refused));
     }
     introduce(&opened, start.as_ref().map(|l| l.state.step), &monitor);
@@ -226,11 +231,11 @@ fn introduce(opened: &Opened, resumed: Option<u64>, monitor: &Monitor) {
     let rules: Vec<String> = plan.slots.iter().map(|s| format!("{} + {}", s.feature_map.name, s.update_rule.name)).collect();
     let trained = opened.model.trained_elements();
     let tokens = opened.task.train_batch(plan.train.seed, 0, 0, plan.train.batch_size).tokens * plan.train.accumulate;
-    let device = match opened.model.device() {
-        Device::Cpu => format!("cpu, {} threads", tch::get_num_threads()),
-        Device::Cuda(index) => format!("cuda:{index}"),
-        other => format!("{other:?}").to_lowercase(),
+    let threads = match opened.model.device() {
+        Device::Cpu => format!(", {} threads", tch::get_num_threads()),
+        _ => String::new(),
     };
+    let device = format!("{}{threads}", device_name(opened.model.device()));
     let e = &opened.estimate;
     if let Some(title) = &plan.title {
         monitor.note(format!("recipe     {title}"));
@@ -321,7 +326,7 @@ fn record_executors(opened: &Opened) -> Result<()> {
         "policy": opened.executors.policy().to_string(),
         "choices": choices,
         "memory_limit": opened.memory_limit,
-        "device": format!("{:?}", opened.model.device()),
+        "device": device_name(opened.model.device()),
         "threads": tch::get_num_threads(),
         "machine": machine(),
         "libtorch": shim::libtorch_version(),
@@ -329,6 +334,14 @@ fn record_executors(opened: &Opened) -> Result<()> {
     });
     let path = opened.run.path().join("executor.json");
     std::fs::write(&path, format!("{document:#}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The name of a device, as [`device`] takes it.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 /// The processor and how many cores of it there are for us, for people who compare speeds.

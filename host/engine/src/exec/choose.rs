@@ -148,10 +148,9 @@ pub fn chunkwise(
     let run = |w: &FastWeights, _: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| chunk::run(w, &chunk, i, m, masks);
     // Results are put in whole, so a panic elsewhere leaves nothing half done.
     let mut verified = plan.made.verified.lock().unwrap_or_else(PoisonError::into_inner);
-    let agrees = verified.entry(weights.precision.kind).or_insert_with(|| {
-        verify(weights, plan, inputs, memory, &run)
-            .map_err(|why| format!("its chunkwise form does not agree with the step: {why}"))
-    });
+    let agrees = verified
+        .entry(weights.precision.kind)
+        .or_insert_with(|| verify(weights, plan, inputs, memory, &run).map_err(|why| format!("its chunkwise form {why}")));
     agrees.clone()?;
     Ok(chunk)
 }
@@ -209,7 +208,7 @@ impl Choice {
 
 /// The executor that was asked for does not serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--exec {executor} does not serve update rule `{rule}`: {why}. Use --exec auto")]
+#[error("{}: {why}. Use --exec auto", self.headline())]
 pub struct Refused {
     /// The executor.
     pub executor: Executor,
@@ -217,6 +216,13 @@ pub struct Refused {
     pub rule: String,
     /// Reason.
     pub why: String,
+}
+
+impl Refused {
+    /// What does not serve what.
+    pub fn headline(&self) -> String {
+        format!("--exec {} does not serve update rule `{}`", self.executor, self.rule)
+    }
 }
 
 /// How a walk is carried out.

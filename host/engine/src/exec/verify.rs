@@ -28,7 +28,7 @@ const SAMPLES: i64 = 3;
 /// Compares `run` with the reference. Sizes, kinds and leading axes are those of `inputs`; their values are not used where they are floats.
 ///
 /// # Errors
-/// Where they differ and by how much, for people.
+/// What is wrong with the faster one, for people, as what follows its name: where they differ and by how much, or why nothing was compared.
 pub fn verify(
     weights: &FastWeights,
     plan: &Arc<StepPlan>,
@@ -62,7 +62,7 @@ fn attempt(
     run: &Walker<'_>,
     seed: u64,
 ) -> Result<(), String> {
-    let say = |e: anyhow::Error| format!("{e:#}");
+    let say = |e: anyhow::Error| format!("cannot be compared with the step: {e:#}");
     let mut compared = false;
     for spread in [Spread::Signed, Spread::Positive] {
         for masked in [false, true] {
@@ -82,7 +82,8 @@ fn attempt(
                 let floor = if kind == Kind::Double { 1e-9 } else { 1e-4 };
                 if error.is_nan() || error > (reference * 32.0).max(floor) {
                     let with = if masked { " with resets and masked writes" } else { "" };
-                    return Err(format!("{name} is off by {error:.1e} of its size{with} (the reference by {reference:.1e})"));
+                    let off = format!("{name} is off by {error:.1e} of its size{with} (the reference by {reference:.1e})");
+                    return Err(format!("does not agree with the step: {off}"));
                 }
             }
             if masked {
@@ -91,7 +92,7 @@ fn attempt(
         }
     }
     // A form that nothing was compared with is not known to be right.
-    if compared { Ok(()) } else { Err("the step gives no finite numbers for random inputs, so nothing was compared".into()) }
+    if compared { Ok(()) } else { Err("was not compared with the step, which gives no finite numbers for random inputs".into()) }
 }
 
 fn finite(t: &Tensor) -> bool {

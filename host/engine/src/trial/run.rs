@@ -65,6 +65,19 @@ impl Outcome {
         self.values.iter().chain(&self.gradients)
     }
 
+    /// Whether all of them are finite.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn is_finite(&self) -> Result<bool> {
+        for (_, t) in self.all() {
+            if t.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// A value by its name.
     ///
     /// # Errors
@@ -302,5 +315,21 @@ impl Forward {
         }
         let values = self.outputs.iter().map(|(n, t)| (n.clone(), t.detach())).collect();
         Ok(Outcome { values, gradients, index: self.index })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gradient_that_is_no_number_is_not_finite() {
+        let of = |gradient: f64| Outcome {
+            values: vec![("o".into(), Tensor::from(1.0))],
+            gradients: vec![("grad.q".into(), Tensor::from_slice(&[0.0, gradient]))],
+            index: Tensor::from(0),
+        };
+        assert!(of(2.0).is_finite().unwrap());
+        assert!(!of(f64::NAN).is_finite().unwrap() && !of(f64::INFINITY).is_finite().unwrap());
     }
 }

@@ -94,7 +94,7 @@ pub(super) fn built(
         let run =
             |w: &FastWeights, p: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| run_built(&built, w, p, i, m, masks);
         verify(weights, plan, sample.inputs, sample.memory, &run)
-            .map_err(|why| format!("its kernel ({}) does not agree with the step: {why}", built.entry.text.display()))?;
+            .map_err(|why| format!("its kernel ({}) {why}", built.entry.text.display()))?;
         Ok(built)
     });
     table.insert(key, made.clone());
@@ -119,7 +119,8 @@ pub(super) fn assembled(
     let began = Instant::now();
     let compiler = compiler()?;
     let text = std::mem::take(&mut kernel.source);
-    let entry = cache.get(&text, compiler, Limits::default()).map_err(|e| e.to_string())?;
+    let limits = Limits::of(std::env::var("FWP_COMPILE_SECONDS").ok().as_deref())?;
+    let entry = cache.get(&text, compiler, limits).map_err(|e| e.to_string())?;
     let opened = open(&entry.library).map_err(|e| format!("{e:#}"))?;
     let took = began.elapsed();
     Ok(Arc::new(Built { kernel, lowered: lowered.clone(), per: per.to_vec(), real, entry, compiler, took, opened }))

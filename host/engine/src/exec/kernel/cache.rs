@@ -68,8 +68,10 @@ pub struct Entry {
 
 /// The folder that the environment names, whether or not it is there.
 pub fn folder() -> Option<PathBuf> {
-    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let own = named("FWP_CACHE");
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let own = variable("FWP_CACHE").and_then(|p| std::path::absolute(p).ok());
+    // The base directory specification says that relative ones are to be ignored.
+    let named = |name: &str| variable(name).filter(|p| p.is_absolute());
     let shared = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache"))).map(|c| c.join("fwp-host"));
     Some(own.or_else(shared)?.join("kernels"))
 }

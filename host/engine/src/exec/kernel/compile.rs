@@ -45,12 +45,20 @@ pub struct Limits {
     pub memory: u64,
 }
 
-impl Default for Limits {
-    /// A minute, or `FWP_COMPILE_SECONDS`; and 4 GiB.
-    fn default() -> Limits {
-        let seconds = std::env::var("FWP_COMPILE_SECONDS").ok().and_then(|s| s.trim().parse::<f64>().ok());
-        let seconds = seconds.filter(|s| s.is_finite() && *s > 0.0 && *s < 1e6).unwrap_or(60.0);
-        Limits { time: Duration::from_secs_f64(seconds), memory: 4 << 30 }
+impl Limits {
+    /// 4 GiB, and so many seconds as `FWP_COMPILE_SECONDS` says, a minute where it is not set.
+    ///
+    /// # Errors
+    /// It says something else, for people.
+    pub fn of(seconds: Option<&str>) -> Result<Limits, String> {
+        let seconds = match seconds {
+            None => 60.0,
+            Some(text) => {
+                let number = text.trim().parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e6);
+                number.ok_or_else(|| format!("FWP_COMPILE_SECONDS is `{text}`, not seconds above 0 and below 1000000"))?
+            }
+        };
+        Ok(Limits { time: Duration::from_secs_f64(seconds), memory: 4 << 30 })
     }
 }
 

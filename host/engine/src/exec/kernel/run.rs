@@ -213,7 +213,7 @@ impl Walk {
     fn interval(self, built: &Built) -> i64 {
         let share = match (built.kernel.computed_back, built.kernel.carried) {
             (true, _) => 1,
-            (_, true) => 16,
+            (_, true) => 8,
             _ => 4,
         };
         let fits = second_level_cache() / share / built.kernel.backward_scratch_a_step.max(1);

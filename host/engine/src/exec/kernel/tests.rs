@@ -350,6 +350,15 @@ fn a_compiler_that_takes_too_long_is_ended_with_its_children() {
 }
 
 #[test]
+fn seconds_that_are_none_are_refused() {
+    assert_eq!(Limits::of(None).unwrap().time, Duration::from_secs(60));
+    assert_eq!(Limits::of(Some(" 0.5 ")).unwrap().time, Duration::from_millis(500));
+    for text in ["", "0", "-1", "NaN", "inf", "1e9", "a minute"] {
+        assert!(Limits::of(Some(text)).unwrap_err().contains("FWP_COMPILE_SECONDS"), "{text}");
+    }
+}
+
+#[test]
 fn a_compiler_may_not_take_more_memory_than_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     let shows = script(folder.path(), "ulimit -v >&2; exit 3");
