@@ -8,6 +8,8 @@ use crate::table::number;
 
 const TEXT: f64 = 12.0;
 const TITLE: f64 = 14.0;
+/// From one line to the next, in heights of letters.
+const LINE: f64 = 1.3;
 const CELL: (f64, f64) = (54.0, 25.0);
 const BLACK: &str = "#000000";
 const GREY: &str = "#333333";
@@ -66,6 +68,19 @@ impl Heat {
         text
     }
 
+    /// The ranges that the colours stand for, with what each is of: the heat map's own first, then those that columns have.
+    fn scales(&self) -> Vec<((f64, f64), String)> {
+        let mut scales = vec![(self.range, self.label.clone())];
+        for (column, range) in self.columns.iter().zip(&self.ranges) {
+            let Some(range) = *range else { continue };
+            match scales[1..].iter_mut().find(|(known, _)| *known == range) {
+                Some((_, label)) => *label += &format!(", {column}"),
+                None => scales.push((range, column.clone())),
+            }
+        }
+        scales
+    }
+
     fn value(&self, row: usize, column: usize) -> Option<f64> {
         self.values.get(row)?.get(column).copied().flatten()
     }
@@ -94,7 +109,7 @@ pub fn draw(heat: &Heat) -> Picture {
     let last = headings.last().map_or(0.0, |h| font::width(h, TEXT) * 0.766);
     let width = right + beside.iter().sum::<f64>() + last.max(12.0);
     let width = width.max(font::width(&heat.title, TITLE) + 20.0);
-    let height = bottom + 4.6 * TEXT;
+    let height = bottom + (4.6 + LINE * (heat.scales().len() - 1) as f64) * TEXT;
     let mut picture = Picture::new(&heat.title, width, height);
     picture.text((10.0, 1.5 * TEXT), &heat.title, TITLE, Anchor::Start, BLACK);
     for (j, column) in heat.columns.iter().enumerate() {
@@ -143,10 +158,12 @@ fn scale(picture: &mut Picture, heat: &Heat, at: (f64, f64)) {
         // A little wider than its step, so that no seam is seen.
         picture.rect((x, at.1), (LENGTH / STEPS as f64 + 0.5, 10.0), fill, None);
     }
-    let y = at.1 + 10.0 + 1.2 * TEXT;
-    picture.text((at.0, y), &written(heat.range.0), 0.9 * TEXT, Anchor::Start, GREY);
-    picture.text((at.0 + LENGTH, y), &written(heat.range.1), 0.9 * TEXT, Anchor::End, GREY);
-    picture.text((at.0 + LENGTH + 10.0, at.1 + 9.5), &heat.label, TEXT, Anchor::Start, BLACK);
+    for (k, ((from, to), label)) in heat.scales().into_iter().enumerate() {
+        let y = at.1 + 10.0 + (1.2 + k as f64 * LINE) * TEXT;
+        picture.text((at.0, y), &written(from), 0.9 * TEXT, Anchor::Start, GREY);
+        picture.text((at.0 + LENGTH, y), &written(to), 0.9 * TEXT, Anchor::End, GREY);
+        picture.text((at.0 + LENGTH + 10.0, y), &label, 0.9 * TEXT, Anchor::Start, BLACK);
+    }
 }
 
 /// Where a value lies between the lightest and the darkest; the darkest may be the lesser one.
@@ -200,5 +217,8 @@ mod tests {
             (1.0, 0.0, 0.25, 0.0)
         );
         assert!(svg.contains(">1.00<") && svg.contains(">–<") && svg.contains(">parity<"));
+        // The scale says what its ends are in columns with a range of their own.
+        assert_eq!(heat.scales(), [((0.0, 1.0), "rule".into()), ((0.5, 0.0), "S3".into())]);
+        assert!(svg.contains(">0.50<"));
     }
 }
