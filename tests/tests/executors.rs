@@ -97,6 +97,9 @@ fn a_machine_without_a_compiler_trains_and_says_what_it_lost() {
         assert!(!output.status.success() && said.contains("--exec scan does not serve update rule `delta`"), "{said}");
         assert!(said.contains("cause: ") && said.contains("compiler") && said.contains("remedy: use --exec auto"), "{said}");
         assert!(!case.path("none").exists(), "the folder of a run that did not begin is in the way of the next");
+        let mut command = case.command(&format!("train --resume {name} --steps 14 --exec scan --progress none"));
+        assert!(!command.env_remove("CC").env(name, value).output().unwrap().status.success());
+        assert!(run.path("checkpoints").read_dir().unwrap().count() > 0, "a run that was trained loses nothing");
     }
 }
 

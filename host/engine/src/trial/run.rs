@@ -19,6 +19,7 @@ use crate::exec::ops::sizes;
 use crate::exec::prepared::Slot;
 use crate::exec::scan::{FastWeights, Masks, per_sample};
 use crate::exec::value::{Lead, Memory, Precision, Value};
+use crate::exec::verify::finite;
 use crate::model::{init, with_maps_inside};
 use crate::shim;
 
@@ -71,7 +72,7 @@ impl Outcome {
     /// libtorch's.
     pub fn is_finite(&self) -> Result<bool> {
         for (_, t) in self.all() {
-            if t.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            if !finite(t)? {
                 return Ok(false);
             }
         }
