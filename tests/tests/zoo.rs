@@ -112,9 +112,8 @@ caption = "Losses."
 kind = "heat-map"
 y = { label = "loss", min = 0, max = 1 }
 cell = { variant = "{row}", point = "{column}" }
-beside = ["state_size", "parameters", "tokens_per_second"]
 row = [{ label = "small one", id = "small" }, { label = "other one", id = "other" }]
-column = [{ label = "success", id = "success" }, { label = "missed", id = "missed" }, { label = "main", id = "main" }]
+column = [{ label = "success", id = "success", beside = ["state_size", "parameters", "tokens_per_second"] }, { label = "missed", id = "missed" }, { label = "main", id = "main" }]
 "#;
 
 /// A folder with a zoo of two recipes.
@@ -283,7 +282,7 @@ fn figures(case: &Case) {
         ("sweep", &["Loss & keys", "delta <1>", "not yet (not run)", "published", "success", "keys", "loss", "10⁻⁴"][..], true),
         ("curves", &["Loss over steps", "steps", "eval/loss"], false),
         ("states", &["Loss and state"], true),
-        ("which", &["small one", "other one", "missed", "state size", "tokens / s", "32", "–"], false),
+        ("which", &["small one", "other one", "missed", "state size (success)", "tokens / s (success)", "32", "–"], false),
     ] {
         let svg = std::fs::read_to_string(folder.join(format!("{name}.svg"))).unwrap();
         let document = roxmltree::Document::parse(&svg).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -334,6 +333,11 @@ fn merged(case: &Case) {
     assert_eq!(after[..5], before[..]);
     assert_eq!((&after[5]["point"], &after[5]["seed"], after.len()), (&"later".into(), &2.into(), 6));
     assert!(row(&document(case), "later |").contains("1 of 2 seeds"), "{}", row(&document(case), "later |"));
+    // What was measured is not missing, whether its run is still there or not.
+    let (plan, _) = ends(case, "zoo run small --missing --dry-run", 0);
+    assert!(plan.contains("small/later-seed1") && plan.contains("1 of 1 runs are to do"), "{plan}");
+    let (out, _) = ends(case, "zoo run small --points free --missing --runs elsewhere", 0);
+    assert!(out.contains("nothing is missing") && !case.path("elsewhere/small/free-seed1").exists(), "{out}");
     // Runs of something else are not taken, and other folders are not guessed.
     ends(case, "zoo run small --points later --seeds 1 --runs elsewhere --set task.length=5", 0);
     let (_, err) = ends(case, "zoo results --runs elsewhere", 0);

@@ -12,6 +12,7 @@
 #include "lanes.h"
 
 #include <algorithm>
+#include <utility>
 
 using at::Tensor;
 
@@ -45,45 +46,66 @@ struct Convolution {
   int64_t blocks() const { return (channels + kChannels - 1) / kChannels; }
 };
 
-template <typename T, bool BACKWARD>
+// The sum of a channel over the taps. Written as folds over J, not as loops: compilers take those apart only after they have
+// looked for vectors.
+template <typename T, int TAPS, size_t... J>
+FWP_PART T tapped(const T* taps, const T* const (&rows)[TAPS], int64_t c, std::index_sequence<J...>) {
+  T sum = 0;
+  ((sum += taps[J * kChannels + c] * rows[J][c]), ...);
+  return sum;
+}
+
+// The gradient of that sum to taps and rows; that of the last row, this step's, begins here.
+template <typename T, int TAPS, size_t... J>
+FWP_PART void tapped_back(T slope, const T* taps, const T* const (&rows)[TAPS], T* dtaps, T* const (&drows)[TAPS],
+                          int64_t c, std::index_sequence<J...>) {
+  ((dtaps[J * kChannels + c] += slope * rows[J][c]), ...);
+  ((drows[J][c] = taps[J * kChannels + c] * slope + (J == TAPS - 1 ? T(0) : drows[J][c])), ...);
+}
+
+// TAPS is `width` or more: what there is too much of are taps of zero that see nothing. So the compiler knows how many there
+// are, and everything of a channel stays in registers.
+template <typename T, int TAPS, bool BACKWARD>
 FWP_PART void convolution(const Convolution<T>& o, int64_t unit) {
   const int64_t b = unit / o.blocks(), first = unit % o.blocks() * kChannels;
   const int64_t n = std::min<int64_t>(kChannels, o.channels - first);
   const int64_t before = o.width - 1;
-  T taps[kWidth][kChannels], dtaps[kWidth][kChannels];
+  constexpr std::make_index_sequence<TAPS> each;
+  T taps[TAPS * kChannels] = {}, dtaps[TAPS * kChannels] = {};
   for (int64_t c = 0; c < n; ++c) {
-    for (int64_t j = 0; j < o.width; ++j) {
-      taps[j][c] = o.kernel[(first + c) * o.width + j];
-      if (BACKWARD) dtaps[j][c] = 0;
-    }
+    for (int64_t j = 0; j < o.width; ++j) taps[(TAPS - o.width + j) * kChannels + c] = o.kernel[(first + c) * o.width + j];
   }
   if (BACKWARD && o.dring != nullptr) {
     for (int64_t r = 0; r < before; ++r) {
       std::memset(o.dring + (b * before + r) * o.channels + first, 0, n * sizeof(T));
     }
   }
-  // Read where nothing is seen: a NaN in a tap shows there as elsewhere.
+  // Read where nothing is seen: a NaN in a tap shows there as elsewhere. Gradients of it go nowhere.
   const T zeros[kChannels] = {};
+  T nowhere[kChannels] = {};
   // Steps before this one that belong to its sequence, as far as the taps reach.
   int64_t seen = o.ring != nullptr ? before : 0;
   for (int64_t t = 0; t < o.time; ++t, seen = std::min(seen + 1, before)) {
     if (o.reset != nullptr && o.reset[b * o.time + t]) seen = 0;
-    const T* rows[kWidth];
-    for (int64_t j = 0; j < o.width; ++j) {
-      const int64_t back = before - j;
+    const T* rows[TAPS];
+    T* drows[TAPS];
+    for (int64_t j = 0; j < TAPS; ++j) {
+      const int64_t back = TAPS - 1 - j;
       if (back > seen) {
         rows[j] = zeros;
+        drows[j] = nowhere;
       } else if (back <= t) {
         rows[j] = o.x + b * o.x_batch + (t - back) * o.x_time + first;
+        if (BACKWARD) drows[j] = o.dx + b * o.dx_batch + (t - back) * o.dx_time + first;
       } else {
-        rows[j] = o.ring + (b * before + before + t - back) * o.channels + first;
+        const int64_t at = (b * before + before + t - back) * o.channels + first;
+        rows[j] = o.ring + at;
+        drows[j] = o.dring == nullptr ? nowhere : o.dring + at;
       }
     }
     T sum[kChannels];
-    for (int64_t c = 0; c < n; ++c) sum[c] = taps[0][c] * rows[0][c];
-    for (int64_t j = 1; j < o.width; ++j) {
-      for (int64_t c = 0; c < n; ++c) sum[c] += taps[j][c] * rows[j][c];
-    }
+#pragma GCC ivdep
+    for (int64_t c = 0; c < n; ++c) sum[c] = tapped<T, TAPS>(taps, rows, c, each);
     if (!BACKWARD) {
       T* y = o.y + b * o.y_batch + t * o.y_time + first;
       if (o.silu) {
@@ -100,41 +122,39 @@ FWP_PART void convolution(const Convolution<T>& o, int64_t unit) {
     } else {
       std::memcpy(slope, g, n * sizeof(T));
     }
-    for (int64_t j = 0; j < o.width; ++j) {
-      const int64_t back = before - j;
-      const T* row = rows[j];
-      for (int64_t c = 0; c < n; ++c) dtaps[j][c] += slope[c] * row[c];
-      if (back > seen) continue;
-      if (back > t) {
-        if (o.dring == nullptr) continue;
-        T* dring = o.dring + (b * before + before + t - back) * o.channels + first;
-        for (int64_t c = 0; c < n; ++c) dring[c] += taps[j][c] * slope[c];
-        continue;
-      }
-      T* dx = o.dx + b * o.dx_batch + (t - back) * o.dx_time + first;
-      if (back == 0) {
-        for (int64_t c = 0; c < n; ++c) dx[c] = taps[j][c] * slope[c];
-      } else {
-        for (int64_t c = 0; c < n; ++c) dx[c] += taps[j][c] * slope[c];
-      }
-    }
+#pragma GCC ivdep
+    for (int64_t c = 0; c < n; ++c) tapped_back<T, TAPS>(slope[c], taps, rows, dtaps, drows, c, each);
   }
   if (!BACKWARD) return;
   for (int64_t c = 0; c < n; ++c) {
     for (int64_t j = 0; j < o.width; ++j) {
-      o.dkernel[(b * o.channels + first + c) * o.width + j] = dtaps[j][c];
+      o.dkernel[(b * o.channels + first + c) * o.width + j] = dtaps[(TAPS - o.width + j) * kChannels + c];
+    }
+  }
+}
+
+// Most convolutions have few taps.
+constexpr int kFew = 4;
+
+template <typename T, bool BACKWARD>
+FWP_PART void convolutions(const Convolution<T>& o, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    if (o.width <= kFew) {
+      convolution<T, kFew, BACKWARD>(o, unit);
+    } else {
+      convolution<T, kWidth, BACKWARD>(o, unit);
     }
   }
 }
 
 template <typename T>
 FWP_PART void convolution_units(const Convolution<T>& o, int64_t begin, int64_t end) {
-  for (int64_t unit = begin; unit < end; ++unit) convolution<T, false>(o, unit);
+  convolutions<T, false>(o, begin, end);
 }
 
 template <typename T>
 FWP_PART void convolution_units_back(const Convolution<T>& o, int64_t begin, int64_t end) {
-  for (int64_t unit = begin; unit < end; ++unit) convolution<T, true>(o, unit);
+  convolutions<T, true>(o, begin, end);
 }
 
 FWP_KERNEL(convolve, convolution_units, Convolution)

@@ -123,43 +123,50 @@ FWP_PART T silu_slope(T x, T s) {
 
 // A whole cache line of numbers. Sums along an axis are made in this many lanes: the order is
 // written down, because compilers keep the order of plain sums and so make no vectors of them.
+// In halves, which one register of most machines holds: of vectors that need two, gcc makes
+// detours through memory.
 template <typename T>
 struct Line {
-  typedef T type __attribute__((vector_size(64)));
+  typedef T Half __attribute__((vector_size(32)));
   static constexpr int lanes = 64 / sizeof(T);
+  Half low, high;
 };
 
 template <typename T>
-FWP_PART typename Line<T>::type line(const T* from) {
-  typename Line<T>::type v;
-  std::memcpy(&v, from, sizeof(v));
-  return v;
+FWP_PART void read(Line<T>& line, const T* from) {
+  std::memcpy(&line.low, from, sizeof(line.low));
+  std::memcpy(&line.high, from + Line<T>::lanes / 2, sizeof(line.high));
+}
+
+FWP_PART float total_of_half(const Line<float>::Half& v) {
+  auto sum = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  sum += __builtin_shufflevector(sum, sum, 2, 3, 0, 1);
+  return sum[0] + sum[1];
+}
+
+FWP_PART double total_of_half(const Line<double>::Half& v) {
+  const auto sum = __builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3);
+  return sum[0] + sum[1];
 }
 
 template <typename T>
-FWP_PART T total(const typename Line<T>::type& lanes) {
-  T sum[Line<T>::lanes];
-  std::memcpy(sum, &lanes, sizeof(sum));
-#pragma GCC unroll 4
-  for (int half = Line<T>::lanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-  }
-  return sum[0];
+FWP_PART T total(const Line<T>& line) {
+  return total_of_half(line.low + line.high);
 }
 
 // The sum of a, of a b, or of a b c; b and c are null where they are missing.
 template <typename T, bool B, bool C>
 FWP_PART T sum_of(const T* a, const T* b, const T* c, int64_t n) {
-  typename Line<T>::type lanes = {};
+  Line<T> lanes = {};
   int64_t i = 0;
   for (; i + Line<T>::lanes <= n; i += Line<T>::lanes) {
-    auto v = line(a + i);
-    if (B) v *= line(b + i);
-    if (C) v *= line(c + i);
-    lanes += v;
+    Line<T> v, factor;
+    read(v, a + i);
+    if (B) read(factor, b + i), v.low *= factor.low, v.high *= factor.high;
+    if (C) read(factor, c + i), v.low *= factor.low, v.high *= factor.high;
+    lanes.low += v.low, lanes.high += v.high;
   }
-  T sum = total<T>(lanes);
+  T sum = total(lanes);
   for (; i < n; ++i) sum += a[i] * (B ? b[i] : T(1)) * (C ? c[i] : T(1));
   return sum;
 }

@@ -38,12 +38,15 @@ FWP_PART T largest(const T* x, int64_t n) {
   T most = x[0];
   int64_t i = 0;
   if (n >= Line<T>::lanes) {
-    auto lanes = line(x);
+    Line<T> lanes, v;
+    read(lanes, x);
     for (i = Line<T>::lanes; i + Line<T>::lanes <= n; i += Line<T>::lanes) {
-      const auto v = line(x + i);
-      lanes = v > lanes ? v : lanes;
+      read(v, x + i);
+      lanes.low = v.low > lanes.low ? v.low : lanes.low;
+      lanes.high = v.high > lanes.high ? v.high : lanes.high;
     }
-    for (int j = 0; j < Line<T>::lanes; ++j) most = lanes[j] > most ? lanes[j] : most;
+    lanes.low = lanes.high > lanes.low ? lanes.high : lanes.low;
+    for (int j = 0; j < Line<T>::lanes / 2; ++j) most = lanes.low[j] > most ? lanes.low[j] : most;
   }
   for (; i < n; ++i) most = x[i] > most ? x[i] : most;
   return most;
@@ -52,14 +55,16 @@ FWP_PART T largest(const T* x, int64_t n) {
 // The sum of e^(x - most).
 template <typename T>
 FWP_PART T sum_exponentials(const T* x, T most, int64_t n) {
-  typename Line<T>::type lanes = {};
+  Line<T> lanes = {};
   int64_t i = 0;
   for (; i + Line<T>::lanes <= n; i += Line<T>::lanes) {
     T e[Line<T>::lanes];
     for (int j = 0; j < Line<T>::lanes; ++j) e[j] = exponential<T>(x[i + j] - most);
-    lanes += line(e);
+    Line<T> v;
+    read(v, e);
+    lanes.low += v.low, lanes.high += v.high;
   }
-  T sum = total<T>(lanes);
+  T sum = total(lanes);
   for (; i < n; ++i) sum += exponential<T>(x[i] - most);
   return sum;
 }

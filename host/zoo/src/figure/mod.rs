@@ -33,7 +33,7 @@ use crate::table::{Measured, Shown, median, number};
 use axis::Axis;
 use heat::Heat;
 use plot::{Dot, Plot, Series};
-use spec::{Beside, Figure, Kind, Seeds, SeriesSpec};
+use spec::{Beside, Column, Figure, Kind, Seeds, SeriesSpec};
 use svg::Picture;
 
 /// A figure that was drawn.
@@ -168,35 +168,36 @@ fn heat_of(figure: &Figure, all: &[Measured]) -> Option<Heat> {
         label: figure.y.label.clone().unwrap_or_default(),
         columns: figure.column.iter().map(|c| c.label.clone()).collect(),
         ranges: figure.column.iter().map(|c| c.range.map(|[light, dark]| (light, dark))).collect(),
-        beside: figure.beside.iter().map(|b| (heading(*b).into(), Vec::new())).collect(),
+        beside: beside(figure).map(|(column, what)| (format!("{} ({})", heading(what), column.label), Vec::new())).collect(),
         ..Heat::default()
     };
     for row in &figure.row {
-        let mut line = Vec::new();
-        let mut runs: Vec<&Measurement> = Vec::new();
-        for column in &figure.column {
+        // What was measured for a column of this row.
+        let found = |column: &Column| {
             let (variant, name) = cell.names(row, column);
-            let measured = all.iter().find(|m| m.variant.name == variant);
-            let found = measured.and_then(|m| Some((m, m.variant.point(&name)?)));
-            let value = found.and_then(|(measured, point)| {
-                let found = values(measured, point);
-                runs.extend(found.iter().map(|(_, m)| *m));
+            let measured = all.iter().find(|m| m.variant.name == variant)?;
+            let point = measured.variant.point(&name)?;
+            Some((point, values(measured, point)))
+        };
+        let mut line = Vec::new();
+        for column in &figure.column {
+            line.push(found(column).and_then(|(point, found)| {
                 if heat.label.is_empty() {
                     heat.label.clone_from(&point.metric);
                 }
                 chosen(figure, &point.metric, &found.iter().map(|(y, _)| *y).collect::<Vec<_>>())
-            });
-            line.push(value);
+            }));
         }
         heat.rows.push(row.label.clone());
         heat.values.push(line);
-        for (what, (_, texts)) in figure.beside.iter().zip(&mut heat.beside) {
-            let number_of = |m: &&Measurement| match what {
+        for ((column, what), (_, texts)) in beside(figure).zip(&mut heat.beside) {
+            let number_of = |m: &Measurement| match what {
                 Beside::StateSize => m.state_size.map(|n| n as f64),
                 Beside::Parameters => m.parameters.map(|n| n as f64),
                 Beside::TokensPerSecond => m.tokens_per_second,
             };
-            texts.push(median(runs.iter().filter_map(number_of).collect()).map_or(String::new(), counted));
+            let numbers = found(column).map_or(Vec::new(), |(_, runs)| runs.iter().filter_map(|(_, m)| number_of(m)).collect());
+            texts.push(median(numbers).map_or(String::new(), counted));
         }
     }
     if heat.values.iter().flatten().all(Option::is_none) {
@@ -212,6 +213,11 @@ fn heat_of(figure: &Figure, all: &[Measured]) -> Option<Heat> {
     let high = figure.y.max.unwrap_or_else(|| found.iter().copied().fold(f64::NEG_INFINITY, f64::max));
     heat.range = if low <= high { (low, high) } else { (0.0, 1.0) };
     Some(heat)
+}
+
+/// What stands beside the rows, with the column whose runs it is of.
+fn beside(figure: &Figure) -> impl Iterator<Item = (&Column, Beside)> {
+    figure.column.iter().flat_map(|column| column.beside.iter().map(move |what| (column, *what)))
 }
 
 fn heading(beside: Beside) -> &'static str {

@@ -75,15 +75,12 @@ pub struct Figure {
     pub series: Vec<Spanned<SeriesSpec>>,
     /// The rows of a heat map.
     #[serde(default)]
-    pub row: Vec<Line>,
+    pub row: Vec<Row>,
     /// The columns of a heat map.
     #[serde(default)]
-    pub column: Vec<Line>,
+    pub column: Vec<Column>,
     /// Where the value of a cell is.
     pub cell: Option<Spanned<Cell>>,
-    /// What stands beside the rows of a heat map.
-    #[serde(default)]
-    pub beside: Vec<Beside>,
 }
 
 fn yes() -> bool {
@@ -124,17 +121,29 @@ fn all() -> String {
     "*".into()
 }
 
-/// A row or column of a heat map.
+/// A row of a heat map.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct Row {
     /// What is written beside it.
     pub label: String,
-    /// What takes the place of `{row}` or `{column}` in the names of a cell.
+    /// What takes the place of `{row}` in the names of a cell.
     pub id: String,
-    /// Of a column: the values of the lightest and the darkest colour, where they are others than those of the figure; less may
-    /// be darker.
+}
+
+/// A column of a heat map.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    /// What is written above it.
+    pub label: String,
+    /// What takes the place of `{column}` in the names of a cell.
+    pub id: String,
+    /// The values of the lightest and the darkest colour, where they are others than those of the figure; less may be darker.
     pub range: Option<[f64; 2]>,
+    /// What of its runs stands beside the rows. Columns may have nets of different sizes, so each speaks for itself.
+    #[serde(default)]
+    pub beside: Vec<Beside>,
 }
 
 /// Where the value of a cell is: names in which `{row}` and `{column}` are replaced.
@@ -152,7 +161,7 @@ fn main_point() -> String {
     "main".into()
 }
 
-/// What stands beside the rows of a heat map.
+/// What of the runs of a column stands beside the rows of a heat map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Beside {
@@ -173,7 +182,7 @@ struct File {
 
 impl Cell {
     /// The names of variant and point for a row and a column.
-    pub fn names(&self, row: &Line, column: &Line) -> (String, String) {
+    pub fn names(&self, row: &Row, column: &Column) -> (String, String) {
         let put = |text: &str| text.replace("{row}", &row.id).replace("{column}", &column.id);
         (put(&self.variant), put(&self.point))
     }
@@ -233,7 +242,7 @@ fn check(document: &Document, figure: &Figure, before: &[Figure], variants: &[&V
                 return Err(document.refuse(at, "a heat map needs [[figure.row]] and [[figure.column]]"));
             }
             // Not every rule need be tried with every task; but a row or a column without any is a mistake.
-            let there = |row: &Line, column: &Line| {
+            let there = |row: &Row, column: &Column| {
                 let (variant, point) = cell.get_ref().names(row, column);
                 variants.iter().any(|v| v.name == variant && v.point(&point).is_some())
             };

@@ -36,7 +36,7 @@ Examples:
   fwp-host zoo run deltanet
   fwp-host zoo run 'capacity-*' 'update-*' --quick
   fwp-host zoo run 'capacity-*' --points '200-keys' --seeds 1..3 --jobs 2
-  fwp-host zoo run '*' --dry-run")]
+  fwp-host zoo run '*' --missing --dry-run")]
 pub struct Run {
     /// The variants: their names, in which `*` stands for any characters and `?` for one.
     #[arg(value_name = "PATTERN", required = true)]
@@ -50,6 +50,9 @@ pub struct Run {
     /// Only the points that points.toml marks as quick, and only the first seed of each.
     #[arg(long)]
     quick: bool,
+    /// Only the points and seeds that results.json beside the recipe does not have yet.
+    #[arg(long, conflicts_with = "set")]
+    missing: bool,
     /// How many runs at once (default: one for each core, or fewer where OMP_NUM_THREADS gives each run more threads).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     jobs: Option<u32>,
@@ -158,6 +161,10 @@ impl Run {
             variants = kept;
         }
         let (mut jobs, points) = self.jobs(&variants)?;
+        if jobs.is_empty() && self.missing && !points.is_empty() {
+            output::print("nothing is missing: every run that is asked for was measured\n")?;
+            return Ok(0);
+        }
         if jobs.is_empty() {
             return Err(Failure::new(
                 Code::Usage,
@@ -198,6 +205,10 @@ impl Run {
         for (v, variant) in variants.iter().enumerate() {
             let first = jobs.len();
             let more = if variant.reads_data() { more.clone() } else { Overrides { data: None, ..more.clone() } };
+            let measured = match self.missing {
+                true => fwp_zoo::results::counted(variant, fwp_zoo::results::read(&variant.results())?)?.measurements,
+                false => Vec::new(),
+            };
             for (p, point) in variant.points.iter().enumerate().filter(|(_, p)| wanted(p)) {
                 let recipe = variant.resolve(point, &more)?;
                 let seeds = match &self.seeds {
@@ -205,7 +216,8 @@ impl Run {
                     None if self.quick => &point.seeds[..1],
                     None => &point.seeds[..],
                 };
-                for seed in seeds {
+                let is_there = |seed: u64| measured.iter().any(|m| m.point == point.name && m.seed == seed);
+                for seed in seeds.iter().filter(|seed| !is_there(**seed)) {
                     let folder = variant.run_folder(&self.runs, point, *seed);
                     let title = format!("{}/{}-seed{seed}", variant.name, point.name);
                     let state = state(&folder, &recipe, point, *seed);
