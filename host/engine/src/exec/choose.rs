@@ -589,6 +589,7 @@ fn described(built: &Built, inside: bool) -> Json {
         "forward_scratch": k.forward_scratch,
         "backward_scratch": k.backward_scratch,
         "backward_scratch_a_step": k.backward_scratch_a_step,
+        "backward_scratch_a_reset": k.backward_scratch_a_reset,
         "operations": k.operations,
         "notes": k.notes,
         "text": built.entry.text,

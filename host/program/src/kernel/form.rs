@@ -121,7 +121,9 @@ pub struct Kernel {
     pub backward_scratch: usize,
     /// Further bytes for every step of the interval.
     pub backward_scratch_a_step: usize,
-    /// Whether states are computed back: then only segments with a reset keep states in scratch.
+    /// Further bytes for every reset of the segment that has most of them: what a reset forgets cannot be computed back.
+    pub backward_scratch_a_reset: usize,
+    /// Whether states are computed back: then scratch holds those before a reset, and no others.
     pub computed_back: bool,
     /// Whether the adjoint reads sums over states in the place of states.
     /// Then scratch holds those sums, and a state every few steps at most.

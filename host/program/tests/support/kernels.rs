@@ -386,7 +386,7 @@ impl Compiled {
         int(&mut bytes, w.together);
         int(&mut bytes, k.saved * k.blocks * w.steps * w.sequences);
         int(&mut bytes, k.forward_scratch * w.together);
-        int(&mut bytes, k.backward_scratch * w.together + k.backward_scratch_a_step * w.interval);
+        int(&mut bytes, k.backward_scratch * w.together + (k.backward_scratch_a_step + k.backward_scratch_a_reset) * w.interval);
         let mut sizes_of = Vec::new();
         for (i, d) in w.inputs.iter().enumerate() {
             let n: usize = sizes(&step.function.arguments[i].ty).iter().product();

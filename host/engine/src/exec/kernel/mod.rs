@@ -19,7 +19,7 @@
 //! Each thread has scratch for the states of `interval` steps while the backward pass runs.
 //! The interval is the number of steps whose scratch fits into a quarter of the second-level cache (for keys and values of 32 to 128 elements the time is least there), but at least a quarter of the square root of T:
 //! so checkpoints take at most `4 sqrt(T) + 3` states, and without gradients none are kept.
-//! Where states are computed back, that scratch is touched only by segments with a reset, and may fill the whole cache; but no more than 128 steps are computed back (or a quarter of the root of T), and no more than 8 in front of the first checkpoint but one: every step adds a rounding.
+//! Where states are computed back, scratch holds only those before a reset, and 128 steps are computed back (or a quarter of the root of T), but no more than 8 in front of the first checkpoint but one: every step adds a rounding.
 
 pub mod buffers;
 pub mod build;

@@ -25,7 +25,7 @@ use crate::shim::{self, Backward, custom_function};
 /// Not a number of the machine: sums over units would have other bits elsewhere.
 const UNITS: i64 = 4;
 
-/// Most steps over which states are computed back, where the number of all steps allows it: every step adds a rounding.
+/// Steps over which states are computed back, where the number of all steps allows it: every step adds a rounding.
 const COMPUTED_BACK: i64 = 128;
 
 /// Steps of the first segment of such a walk. What is read from the first state alone, such as the gradient of an initial vector,
@@ -208,18 +208,20 @@ impl Walk {
     }
 
     /// Steps between two checkpoints: as many as have their scratch in a quarter of the second-level cache, at least a quarter of the root of all.
-    /// States that are computed back leave that scratch alone but for resets, and may have all of the cache, for at most [`COMPUTED_BACK`] steps.
     /// Where only sums are kept, what the steps read stays in the cache beside them, and is several times as much.
+    /// States that are computed back need no scratch: there it is [`COMPUTED_BACK`].
     fn interval(self, built: &Built) -> i64 {
-        let share = match (built.kernel.computed_back, built.kernel.carried) {
-            (true, _) => 1,
-            (_, true) => 8,
-            _ => 4,
+        let kernel = &built.kernel;
+        let fits = match kernel.computed_back {
+            true => COMPUTED_BACK,
+            false => {
+                let share = if kernel.carried { 8 } else { 4 };
+                let fits = second_level_cache() / share / kernel.backward_scratch_a_step.max(1);
+                i64::try_from(fits).unwrap_or(i64::MAX)
+            }
         };
-        let fits = second_level_cache() / share / built.kernel.backward_scratch_a_step.max(1);
         let least = ((self.steps as f64).sqrt() / 4.0).ceil() as i64;
-        let most = if built.kernel.computed_back { COMPUTED_BACK.max(least) } else { i64::MAX };
-        i64::try_from(fits).unwrap_or(i64::MAX).max(least).min(most).clamp(1, self.steps)
+        fits.max(least).clamp(1, self.steps)
     }
 
     /// Blocks of one unit: as many as leave [`UNITS`] units. Units of one sequence have partial sums of some gradients each.

@@ -39,6 +39,7 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         forward_scratch: 2 * block + dv * size,
         backward_scratch: 3 * block + 2 * dv * size,
         backward_scratch_a_step: block.max(super::buffers::second_level_cache() / 4 / interval),
+        backward_scratch_a_reset: 0,
         computed_back: false,
         carried: false,
         saved: 0,

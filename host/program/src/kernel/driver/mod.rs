@@ -232,7 +232,7 @@ impl Driver<'_> {
         }
         // What a step back may call besides.
         let others = if self.passing() { &carry_text } else { &again_text };
-        let (walk, a_step) = self.backward_walk(&given, others, &adjoint_texts)?;
+        let (walk, room) = self.backward_walk(&given, others, &adjoint_texts)?;
         let backward_bytes = self.memory.elements * self.lay.bytes;
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
@@ -256,7 +256,8 @@ impl Driver<'_> {
             blocks: self.split.map_or(1, |s| s.1),
             forward_scratch: forward_bytes,
             backward_scratch: backward_bytes,
-            backward_scratch_a_step: a_step * self.lay.bytes,
+            backward_scratch_a_step: room.a_step * self.lay.bytes,
+            backward_scratch_a_reset: room.a_reset * self.lay.bytes,
             computed_back,
             carried: self.passing(),
             saved: self.saved_room(),

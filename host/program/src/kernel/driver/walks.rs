@@ -28,12 +28,22 @@ pub(super) enum Where {
 /// Elements of scratch of one step of a segment.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
-    /// Of its states, or of sums over them, which come first.
+    /// Of its states, or of sums over them, which come first; none where states are computed back.
     pub states: usize,
     /// With what the strata hand on.
     pub all: usize,
+    /// Of the states before a reset, where they are computed back; behind all steps.
+    pub forgotten: usize,
     /// Where a one is in the block's own memory.
     pub one: usize,
+}
+
+/// Elements of scratch of a walk back beside the memory of its blocks.
+pub(super) struct Room {
+    /// For every step of the interval.
+    pub a_step: usize,
+    /// For every reset of a segment.
+    pub a_reset: usize,
 }
 
 /// What a walk back keeps of a state.
@@ -208,13 +218,13 @@ impl Driver<'_> {
         Ok(t + &self.entry("forward", false))
     }
 
-    /// The text of the walk back, and elements of scratch for every step of the interval; `back` are the texts of the routines
-    /// of the strata, `others` is that of those which they call besides.
-    pub(super) fn backward_walk(&mut self, given: &[Given], others: &str, back: &[String]) -> Result<(String, usize), String> {
+    /// The text of the walk back, and the scratch that it wants beside the memory of its blocks; `back` are the texts of the
+    /// routines of the strata, `others` is that of those which they call besides.
+    pub(super) fn backward_walk(&mut self, given: &[Given], others: &str, back: &[String]) -> Result<(String, Room), String> {
         let mut rooms = Vec::new();
         let passing = self.passing();
         let mut slot = if passing { self.passed_room() } else { 0 };
-        let (mut marks, one) = (0, self.memory_take(1));
+        let (mut forgotten, mut marks, one) = (0, 0, self.memory_take(1));
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
             let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
@@ -223,8 +233,10 @@ impl Driver<'_> {
                 (_, None) if passing => Some(Where::Passing { tile: self.memory_take(n), mark: self.memory_take(n) }),
                 (_, None) => Some(Where::Slot(slot)),
             };
-            if state.is_some() && !passing {
-                slot += n;
+            match state {
+                Some(Where::Slot(_)) => slot += n,
+                Some(Where::Here { .. }) => forgotten += n,
+                Some(Where::Passing { .. }) | None => {}
             }
             let carried = self.carried_room(i).map(|n| (self.memory_take(n), self.memory_take(n)));
             if carried.is_some() {
@@ -249,11 +261,11 @@ impl Driver<'_> {
         let _ = writeln!(t, "    m[{one}] = 1;\n    at->adds = block % s->together != 0;\n}}\n");
         let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
         t += &self.row0();
-        let slot = Slot { states: slot, all: slot + self.handed_room(), one };
+        let slot = Slot { states: slot, all: slot + self.handed_room(), forgotten, one };
         if passing {
             t += &self.sums_of_segment(&rooms, slot)?;
-        } else if slot.states > 0 {
-            t += &self.states_of_segment(&rooms, slot.all)?;
+        } else if slot.states + forgotten > 0 {
+            t += &self.states_of_segment(&rooms, slot)?;
         }
         for (stratum, text) in back.iter().enumerate() {
             let used = |name: &str| text.contains(name) || others.contains(name);
@@ -279,17 +291,20 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        Ok((t + &self.entry("backward", true), slot.all + marks))
+        let room = Room { a_step: slot.all + marks, a_reset: forgotten };
+        Ok((t + &self.entry("backward", true), room))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
     /// What a reset forgets cannot be computed back: a segment with one is walked forwards again.
-    fn states_of_segment(&self, rooms: &[Rooms], slot: usize) -> Result<String, String> {
+    fn states_of_segment(&self, rooms: &[Rooms], slot: Slot) -> Result<String, String> {
         let here = |r: &Rooms| matches!(r.state, Some(Where::Here { .. }));
         let back = rooms.iter().any(here);
         let mut t = format!("    int again = {};\n    (void)again;\n", u8::from(!back));
         if back {
             t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[t * s->time + sequence];\n";
+            let all = slot.all;
+            let _ = writeln!(t, "    real *const forgotten = slots + s->interval * {all};\n    int64_t resets = 0;");
         }
         for (i, r) in rooms.iter().enumerate() {
             let (own, which) = match &r.state {
@@ -300,15 +315,20 @@ impl Driver<'_> {
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
         }
         t += "    for (int64_t t = begin; again && t < end; t++) {\n";
-        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {slot};\n        (void)slot;");
+        if !back {
+            let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};", slot.all);
+        }
         t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
         t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
+        if back {
+            let _ = writeln!(t, "            real *const before = forgotten + resets++ * {};", slot.forgotten);
+        }
         let mut offset = 0;
         for (i, r) in rooms.iter().enumerate() {
             let to = match &r.state {
                 Some(Where::Here { tile, .. }) => {
                     let n = self.state_rooms[i];
-                    let _ = writeln!(t, "            __builtin_memcpy(slot + {offset}, m + {tile}, {n} * sizeof(real));");
+                    let _ = writeln!(t, "            __builtin_memcpy(before + {offset}, m + {tile}, {n} * sizeof(real));");
                     format!("(m + {tile})")
                 }
                 Some(Where::Slot(at)) => format!("(slot + {at})"),
@@ -331,7 +351,7 @@ impl Driver<'_> {
                     let _ = writeln!(t, "        at->next[{i}] = {taken} ? m + {tile} : m + {};", r.trash);
                 }
                 Some(Where::Slot(at)) => {
-                    let (n, next) = (self.state_rooms[i], slot + at);
+                    let (n, next) = (self.state_rooms[i], slot.all + at);
                     let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
                     let _ = writeln!(t, "        if ({taken}) at->next[{i}] = slot + {next};");
                     let _ = writeln!(t, "        else {{\n            at->next[{i}] = m + {};", r.trash);
@@ -369,7 +389,10 @@ impl Driver<'_> {
     fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
         let strata = &self.low.strata;
         let mine = |i: usize| strata.states[i] == stratum;
-        let mut t = String::from("    for (int64_t t = end - 1; t >= begin; t--) {\n");
+        let back = |r: &Rooms| matches!(r.state, Some(Where::Here { .. }));
+        let restores = rooms.iter().enumerate().any(|(i, r)| mine(i) && back(r));
+        let left = if restores { ", left = resets" } else { "" };
+        let mut t = format!("    for (int64_t t = end - 1{left}; t >= begin; t--) {{\n");
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
         if self.handed_room() > 0 {
             let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
@@ -447,11 +470,14 @@ impl Driver<'_> {
         let _ = writeln!(t, "        fwp_step_back{stratum}(m, at);");
         let mut offset = 0;
         let (mut reset, mut gradients) = (String::new(), String::new());
+        if restores {
+            let _ = writeln!(reset, "            if (again) left--;");
+        }
         for (i, r) in rooms.iter().enumerate() {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
             if !mine(i) {
-                offset += if r.state.is_some() { n } else { 0 };
+                offset += if back(r) { n } else { 0 };
                 continue;
             }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
@@ -462,10 +488,8 @@ impl Driver<'_> {
                 let _ = writeln!(reset, "            __builtin_memset(m + {sum}, 0, {n} * sizeof(real));");
             }
             if let Some(Where::Here { tile, .. }) = r.state {
-                let _ =
-                    writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, slot + {offset}, {n} * sizeof(real));");
-            }
-            if r.state.is_some() {
+                let from = format!("forgotten + left * {} + {offset}", slot.forgotten);
+                let _ = writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, {from}, {n} * sizeof(real));");
                 offset += n;
             }
         }
