@@ -64,7 +64,7 @@ FWP_PART void tapped_back(T slope, const T* taps, const T* const (&rows)[TAPS], 
 }
 
 // TAPS is `width` or more: what there is too much of are taps of zero that see nothing. So the compiler knows how many there
-// are, and everything of a channel stays in registers.
+// are, and the sum of a channel stays in a register.
 template <typename T, int TAPS, bool BACKWARD>
 FWP_PART void convolution(const Convolution<T>& o, int64_t unit) {
   const int64_t b = unit / o.blocks(), first = unit % o.blocks() * kChannels;
