@@ -2,8 +2,9 @@
 
 Started by scripts/compare-executors with the Python that has the peers, and with --host. Both sides get the same
 shapes and number of threads, each waits for its threads as it does by default unless OMP_WAIT_POLICY is set, and which
-side goes first changes every round. Times are medians of a process's own rounds; a ratio is that of one round of both,
-and its spread is over the rounds.
+side goes first changes every round. The time of a round is the least of so many repetitions within it, as many on both
+sides: what others on the same host take from a virtual machine only adds, and within milliseconds. A ratio is that of one
+round of both, its spread is over the rounds, and the ratio of the medians of the repetitions stands beside it.
 
 Memory is the growth of resident memory during one forward and backward in a process of its own, for both sides
 alike: glibc gives every allocation of 64 KiB or more back when it is freed, so that what is used again is seen.
@@ -61,13 +62,13 @@ class Run:
         command += ["--rounds", "1"] if memory else ["--rounds", str(self.arguments.inner), "--no-peak"]
         for setting in settings:
             command += ["--set", setting]
-        rows = json.loads(output_of(command, self.environment))
-        return {row["executor"]: row for row in rows if row["applies"]}
+        rows = [row for row in json.loads(output_of(command, self.environment)) if row["applies"]]
+        return {row["executor"]: row | {"least_ms": row["total_ms_range"][0]} for row in rows}
 
     def peers(self, case: str, dim: int, steps: int, more: List[str]) -> str:
         """What the peers print."""
         command = [sys.executable, str(HERE / "rules.py"), "--case", case, "--dim", str(dim), "--time", str(steps)]
-        command += ["--threads", str(self.arguments.threads), "--rounds", str(self.arguments.inner)]
+        command += ["--threads", str(self.arguments.threads), "--rounds", str(self.arguments.inner), "--seconds", "3"]
         return output_of(command + more, self.environment | (MEMORY if "--peak" in more else {}))
 
     def in_turns(self, ours: Callable[[int], Any], peers: Callable[[int], Any], name: str) -> List[Tuple[Any, Any]]:
@@ -84,9 +85,9 @@ class Run:
         return rounds
 
 
-def middle(rounds: List[Dict[str, Json]], name: str) -> float:
+def middle(rounds: List[Dict[str, Json]], name: str, which: str = "least_ms") -> float:
     """The median over rounds of a form's time."""
-    return statistics.median(r[name]["total_ms"] for r in rounds if name in r)
+    return statistics.median(r[name][which] for r in rounds if name in r)
 
 
 def rule_case(run: Run, name: str, rule: str, dim: int, steps: int, settings: List[str]) -> Json:
@@ -102,7 +103,7 @@ def rule_case(run: Run, name: str, rule: str, dim: int, steps: int, settings: Li
     # The best is the best over all rounds, not of each: otherwise luck would choose.
     best = min(ours[0], key=lambda n: middle(ours, n))
     peer = min(theirs[0], key=lambda n: middle(theirs, n))
-    ratios = [b[peer]["total_ms"] / a[best]["total_ms"] for a, b in rounds]
+    ratios = [b[peer]["least_ms"] / a[best]["least_ms"] for a, b in rounds]
     run.say(f"{name}: memory")
     memory = run.ours(rule, dim, steps, settings, FAST, memory=True)
     peaks = {n: row["peak_bytes"] for n, row in memory.items()}
@@ -115,6 +116,7 @@ def rule_case(run: Run, name: str, rule: str, dim: int, steps: int, settings: Li
         "value": middle(ours, best),
         "peer_value": middle(theirs, peer),
         "ratio": spread(ratios),
+        "ratio_of_medians": middle(theirs, peer, "total_ms") / middle(ours, best, "total_ms"),
         "peak_bytes": peaks,
         "peer_peak_bytes": peer_peaks,
         "forms": {n: {"ms": middle(ours, n), "peak_bytes": peaks.get(n)} for n in ours[0]},
@@ -192,7 +194,7 @@ def length_case(run: Run, name: str, executor: str) -> Json:
             row = run.ours("delta", 64, steps, [], executor).get(executor)
             if row is None:
                 raise Failure(f"{name}: {executor} does not apply")
-            times[steps].append(row["total_ms"])
+            times[steps].append(row["least_ms"])
         ratios.append(times[2 * base][-1] / times[base][-1])
     peaks = {steps: run.ours("delta", 64, steps, [], executor, memory=True)[executor]["peak_bytes"] for steps in times}
     return {
@@ -280,8 +282,8 @@ def report(document: Json) -> str:
         f"Executors of fwp-host and PyTorch {document['torch']}, float32, forward + backward, side by side: "
         f"{document['rounds']} rounds in turns, {document['threads']} threads, {document['processor']}.",
         "",
-        "| case | shape | fwp-host | PyTorch | ratio (spread) | floor | aim | reached | peak MiB, fwp-host | PyTorch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| case | shape | fwp-host | PyTorch | ratio (spread) | of medians | floor | aim | reached | peak MiB, fwp-host | PyTorch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     flagged = False
     for r in document["cases"]:
@@ -293,7 +295,7 @@ def report(document: Json) -> str:
             f"| {r['case']}{'!' if busy else ''} | {r['shape']} | {r['best']} {figure(r['value'])} {r['unit']} "
             f"| {r['peer']} {figure(r['peer_value'])} {r['unit']} "
             f"| {figure(ratio['median'])} ({figure(ratio['lowest'])} to {figure(ratio['highest'])}) "
-            f"| {r['floor']} | {r['aim']} | {verdict(r)} | {mebibytes(peak)} | {mebibytes(other)} |"
+            f"| {figure(r.get('ratio_of_medians'))} | {r['floor']} | {r['aim']} | {verdict(r)} | {mebibytes(peak)} | {mebibytes(other)} |"
         )
     if flagged:
         lines += ["", "! others kept the machine busy meanwhile: measure again when it is idle."]
@@ -316,7 +318,7 @@ def parse(arguments: List[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", metavar="CASE", action="append", choices=CASES, help=f"one of: {', '.join(CASES)}; may be repeated")
     parser.add_argument("--data", metavar="TEXT", help="the text file of the text-training cases, which are left out without it")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of both sides (default: 3; 1 with --quick)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of both sides (default: 5; 1 with --quick)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of each side (default: 2)")
     parser.add_argument("--quick", action="store_true", help="short sequences and one round: whether it works, not how fast it is")
     parser.add_argument("--anyway", action="store_true", help="measure although the machine is busy")
@@ -325,7 +327,7 @@ def parse(arguments: List[str]) -> argparse.Namespace:
     parser.add_argument("--host", help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
-    parsed.rounds = parsed.rounds if parsed.rounds is not None else 1 if parsed.quick else 3
+    parsed.rounds = parsed.rounds if parsed.rounds is not None else 1 if parsed.quick else 5
     parsed.inner = 3 if parsed.quick else 7
     if parsed.rounds < 1 or parsed.threads < 1:
         parser.error("--rounds and --threads must be at least 1")

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use tokio::process::Command;
@@ -15,6 +16,22 @@ use crate::plugins::search::executable_folder;
 
 /// The exit code of a system's loader when a library is missing.
 const LOADER_FAILED: i32 = 127;
+
+/// How long a thread spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(200);
+
+/// Turns of libgomp's waiting loop in this time. One takes as long as the processor's pause, which is 24 ns on some and 60 on others.
+fn turns(time: Duration) -> u128 {
+    const SAMPLE: u32 = 500;
+    let sample = || {
+        let start = Instant::now();
+        (0..SAMPLE).for_each(|_| std::hint::spin_loop());
+        start.elapsed()
+    };
+    // The fastest: an interruption only adds.
+    let fastest = sample().min(sample()).min(sample()).max(Duration::from_nanos(1));
+    time.as_nanos() * u128::from(SAMPLE) / fastest.as_nanos()
+}
 
 /// The engine, ready to be started.
 #[derive(Clone, Debug)]
@@ -59,10 +76,10 @@ impl Engine {
             }
         }
         // Threads that spin for long while they wait starve every other process of the machine; threads that sleep at once are
-        // woken hundreds of times a step. So they spin for some tens of microseconds.
+        // woken hundreds of times a step, tens of microseconds each. So they spin for a while.
         // libgomp and malloc read such variables before `main`, so the engine cannot set them itself.
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
-            command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", "2000");
+            command.env("OMP_WAIT_POLICY", "passive").env("GOMP_SPINCOUNT", turns(SPIN).to_string());
         }
         // The same memory is wanted at every step: given back to the system in between, its pages are cleared and mapped anew.
         let of_malloc = ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"];

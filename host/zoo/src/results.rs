@@ -203,6 +203,14 @@ pub fn write(path: &Path, measurements: &[Measurement]) -> Result<bool, ZooError
     crate::write_if_changed(path, text(measurements).as_bytes())
 }
 
+/// The measurements of a variant that lie beside its recipe and count.
+///
+/// # Errors
+/// As [`read`] and [`counted`].
+pub fn of(variant: &Variant) -> Result<Vec<Measurement>, ZooError> {
+    Ok(counted(variant, read(&variant.results())?)?.measurements)
+}
+
 /// The measurements of a variant that count: of points and seeds that there are, by the recipe as it is now.
 ///
 /// # Errors

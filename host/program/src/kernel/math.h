@@ -131,13 +131,21 @@ FWP_INLINE vf fwp_select_constant(vi mask, real a, vf b) { return fwp_select(mas
 #error "FWP_LANES must be 2, 4, 8 or 16"
 #endif
 #define FWP_ACROSS(j, d) ((j) ^ (d))
-#define FWP_HERE(j, d) ((j) & (d) ? FWP_LANES + (j) : (j))
-#define FWP_THERE(j, d) ((j) & (d) ? FWP_LANES + (j) - (d) : (j) + (d))
+/* Lanes in 16 bytes, within which processors shuffle fastest. */
+#define FWP_NEAR (FWP_DOUBLE || FWP_LANES < 4 ? 2 : 4)
+/* What has been summed over d lanes: neighbours within such a piece, and then whole pieces. */
+#define FWP_GROUP(d) ((d) < FWP_NEAR ? 1 : FWP_NEAR)
+#define FWP_SPAN(d) ((d) < FWP_NEAR ? FWP_NEAR : FWP_LANES)
+/* Lane j of what comes from group `from` of its span, where those of a second vector follow those of the first. */
+#define FWP_DEALT(j, g, w, from) \
+    ((j) / (w) * (w) + (from) % ((w) / (g)) * (g) + (j) % (g) + ((from) < (w) / (g) ? 0 : FWP_LANES))
+#define FWP_EVEN(j, d) FWP_DEALT(j, FWP_GROUP(d), FWP_SPAN(d), (j) % FWP_SPAN(d) / FWP_GROUP(d) * 2)
+#define FWP_ODD(j, d) FWP_DEALT(j, FWP_GROUP(d), FWP_SPAN(d), (j) % FWP_SPAN(d) / FWP_GROUP(d) * 2 + 1)
 
 /* The lane whose number differs by the bit d. */
 #define FWP_SWAPPED(x, d) FWP_SHUFFLE(x, x, FWP_EACH(FWP_ACROSS, d))
-/* Lane j: from a where the bit d of j is 0, else from b; the lane's sum with its neighbour across that bit. */
-#define FWP_JOINED(a, b, d) (FWP_SHUFFLE(a, b, FWP_EACH(FWP_HERE, d)) + FWP_SHUFFLE(a, b, FWP_EACH(FWP_THERE, d)))
+/* Neighbours' sums: those of a, then those of b, in every span. */
+#define FWP_JOINED(a, b, d) (FWP_SHUFFLE(a, b, FWP_EACH(FWP_EVEN, d)) + FWP_SHUFFLE(a, b, FWP_EACH(FWP_ODD, d)))
 
 /* A function of every lane's value, by halving. */
 #if FWP_LANES == 2

@@ -89,8 +89,7 @@ impl List {
 fn entry(Found { folder: path, variant }: Found) -> (Paper, Entry) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let measured = variant.and_then(|variant| {
-        let old = fwp_zoo::results::read(&variant.results())?;
-        let measurements = fwp_zoo::results::counted(&variant, old)?.measurements;
+        let measurements = fwp_zoo::results::of(&variant)?;
         Ok(Measured { variant, measurements })
     });
     match measured {

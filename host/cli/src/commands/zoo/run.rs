@@ -206,7 +206,7 @@ impl Run {
             let first = jobs.len();
             let more = if variant.reads_data() { more.clone() } else { Overrides { data: None, ..more.clone() } };
             let measured = match self.missing {
-                true => fwp_zoo::results::counted(variant, fwp_zoo::results::read(&variant.results())?)?.measurements,
+                true => fwp_zoo::results::of(variant)?,
                 false => Vec::new(),
             };
             for (p, point) in variant.points.iter().enumerate().filter(|(_, p)| wanted(p)) {

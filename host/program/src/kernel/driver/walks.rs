@@ -60,6 +60,13 @@ pub(super) struct Rooms {
     pub carried: Option<(usize, usize)>,
 }
 
+impl Rooms {
+    /// Whether the state is computed back.
+    fn computed_back(&self) -> bool {
+        matches!(self.state, Some(Where::Here { .. }))
+    }
+}
+
 impl Driver<'_> {
     pub(super) fn at_struct(&self) -> String {
         let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
@@ -298,8 +305,7 @@ impl Driver<'_> {
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
     /// What a reset forgets cannot be computed back: a segment with one is walked forwards again.
     fn states_of_segment(&self, rooms: &[Rooms], slot: Slot) -> Result<String, String> {
-        let here = |r: &Rooms| matches!(r.state, Some(Where::Here { .. }));
-        let back = rooms.iter().any(here);
+        let back = rooms.iter().any(Rooms::computed_back);
         let mut t = format!("    int again = {};\n    (void)again;\n", u8::from(!back));
         if back {
             t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[t * s->time + sequence];\n";
@@ -389,8 +395,7 @@ impl Driver<'_> {
     fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
         let strata = &self.low.strata;
         let mine = |i: usize| strata.states[i] == stratum;
-        let back = |r: &Rooms| matches!(r.state, Some(Where::Here { .. }));
-        let restores = rooms.iter().enumerate().any(|(i, r)| mine(i) && back(r));
+        let restores = rooms.iter().enumerate().any(|(i, r)| mine(i) && r.computed_back());
         let left = if restores { ", left = resets" } else { "" };
         let mut t = format!("    for (int64_t t = end - 1{left}; t >= begin; t--) {{\n");
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
@@ -477,7 +482,7 @@ impl Driver<'_> {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
             if !mine(i) {
-                offset += if back(r) { n } else { 0 };
+                offset += if r.computed_back() { n } else { 0 };
                 continue;
             }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");

@@ -6,6 +6,18 @@ use super::{Printer, Value};
 use crate::kernel::graph::{Axis, Dtype, Fold, Id, What};
 use crate::kernel::nests::{Pass, Task};
 
+/// Sums that processors have in the making at the same time: two additions a cycle, each of which takes four.
+const CHAINS: usize = 8;
+
+/// Copies in the innermost loop.
+#[derive(Clone, Copy)]
+pub(super) struct Copies {
+    /// Places that one turn of the loop takes.
+    places: usize,
+    /// Parts of every sum, which take turns.
+    sums: usize,
+}
+
 impl Printer<'_> {
     pub(super) fn pass(&mut self, pass: &Pass, lane: Axis) -> Result<(), String> {
         let Some((inner, outer)) = pass.loops.split_last() else { return Err("a pass without a loop".into()) };
@@ -30,21 +42,23 @@ impl Printer<'_> {
                 }
             }
         }
-        // So many sums at the same time that one need not wait for another.
-        let chains = (folds.len() * registers).max(1);
-        let mut unroll = (8 / chains).clamp(1, 4);
-        if folds.is_empty() {
-            unroll = if registers >= 4 { 1 } else { 2 };
-        }
+        let mut places = match folds.len() * registers {
+            0 if registers >= 4 => 1,
+            0 => 2,
+            chains => (CHAINS / chains).clamp(1, 4),
+        };
         let size = self.lay.sizes[*inner];
-        if size < 2 * unroll {
-            unroll = 1;
+        if size < 2 * places {
+            places = 1;
         }
+        // Where other work stands between two additions to a sum, none waits for another, and registers are short.
+        let alone = folds.len() == pass.tasks.len();
+        let copies = Copies { places, sums: if alone || registers < 4 { places } else { 1 } };
         self.before(pass, lane)?;
         self.loops(outer);
         for (n, fold) in &folds {
             for reg in 0..registers {
-                for u in 0..unroll {
+                for u in 0..copies.sums {
                     self.line(format!("vf a{n}_{reg}_{u} = fwp_splat({});", Self::identity(*fold)));
                 }
             }
@@ -58,21 +72,21 @@ impl Printer<'_> {
             })
             .collect();
         if at_once.is_empty() {
-            self.run(pass, lane, *inner, ("0", &size.to_string()), unroll)?;
+            self.run(pass, lane, *inner, ("0", &size.to_string()), copies)?;
         } else {
             // Parts of as many sums as there are lanes are put together at a time: they stay in the nearest cache.
             let lanes = self.lay.lanes;
             let full = size / lanes * lanes;
             if full > 0 {
                 self.open(format!("for (int part = 0; part < {full}; part += FWP_LANES)"));
-                self.run(pass, lane, *inner, ("part", "part + FWP_LANES"), unroll.min(lanes))?;
+                self.run(pass, lane, *inner, ("part", "part + FWP_LANES"), Copies { places: places.min(lanes), ..copies })?;
                 self.put_together(&at_once, lane)?;
                 self.close();
             }
             if full < size {
                 self.open("");
                 self.line(format!("const int part = {full};"));
-                self.run(pass, lane, *inner, ("part", &size.to_string()), 1)?;
+                self.run(pass, lane, *inner, ("part", &size.to_string()), Copies { places: 1, ..copies })?;
                 self.put_together(&at_once, lane)?;
                 self.close();
             }
@@ -81,7 +95,7 @@ impl Printer<'_> {
         for (n, fold) in &folds {
             for reg in 0..registers {
                 let mut text = format!("a{n}_{reg}_0");
-                for u in 1..unroll {
+                for u in 1..copies.sums {
                     text = Self::join(*fold, &text, &format!("a{n}_{reg}_{u}"));
                 }
                 self.line(format!("const vf r{n}_{reg} = {text};"));
@@ -136,22 +150,23 @@ impl Printer<'_> {
         lane: Axis,
         inner: Axis,
         bounds: (&str, &str),
-        unroll: usize,
+        copies: Copies,
     ) -> Result<(), String> {
         let x = format!("x{inner}");
         let (start, end) = bounds;
+        let Copies { places, sums } = copies;
         let size = self.lay.sizes[inner];
         // A part of the loop has a length that the unrolling divides.
-        let whole = if start == "0" { (size / unroll * unroll).to_string() } else { end.to_string() };
-        self.open(format!("for (int {x} = {start}; {x} < {whole}; {x} += {unroll})"));
-        for u in 0..unroll {
+        let whole = if start == "0" { (size / places * places).to_string() } else { end.to_string() };
+        self.open(format!("for (int {x} = {start}; {x} < {whole}; {x} += {places})"));
+        for u in 0..places {
             self.open("");
             self.index.insert(inner, if u == 0 { x.clone() } else { format!("({x} + {u})") });
-            self.inside(pass, lane, u)?;
+            self.inside(pass, lane, u % sums)?;
             self.close();
         }
         self.close();
-        if start == "0" && !size.is_multiple_of(unroll) {
+        if start == "0" && !size.is_multiple_of(places) {
             self.open(format!("for (int {x} = {whole}; {x} < {end}; {x}++)"));
             self.index.insert(inner, x.clone());
             self.inside(pass, lane, 0)?;
@@ -171,7 +186,7 @@ impl Printer<'_> {
         Ok(())
     }
 
-    /// What a pass does at one place.
+    /// What a pass does at one place, with part `u` of its sums.
     pub(super) fn inside(&mut self, pass: &Pass, lane: Axis, u: usize) -> Result<(), String> {
         let registers = self.lay.registers[lane];
         // Results that replace something come last, after all that is read here.
