@@ -134,6 +134,8 @@ pub enum Leaf {
     Follows,
     /// A sum over a state that was taken on the way forwards through a segment.
     Passed(usize),
+    /// A value that an earlier stratum of the step brings later ones.
+    Brought(usize),
     /// A value that an earlier stratum of the step back hands on.
     Handed(usize),
 }

@@ -7,7 +7,7 @@ use super::axes::{self, Axes};
 use super::carry::Carried;
 use super::form::InStep;
 use super::graph::{Axis, Dtype, Fold, Fun, Graph, Id, Leaf, What};
-use super::strata::Strata;
+use super::strata::{Ahead, Strata};
 use crate::adjoint::{types, with_adjoint};
 use crate::graph::sizes;
 
@@ -44,6 +44,8 @@ pub struct Lowered {
     /// Values that the adjoint reads as leaves and that are computed from states on the way forwards through a segment: leaf and value.
     /// With any of them, the adjoint reads no state of several axes.
     pub passed: Vec<(Id, Id)>,
+    /// Parts of the step; one before `strata::divide`.
+    pub ahead: Ahead,
     /// Parts of the step back; one before `strata::divide`.
     pub strata: Strata,
 }
@@ -156,6 +158,7 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<L
         again: Vec::new(),
         carried: Vec::new(),
         passed: Vec::new(),
+        ahead: Ahead::default(),
         strata: Strata::default(),
         graph: l.graph,
     })

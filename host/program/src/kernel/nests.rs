@@ -25,6 +25,8 @@ pub enum Dest {
     Passed(usize),
     /// A sum over a state and its gradient before the step.
     Carried(usize),
+    /// Brought to later strata of the step.
+    Brought(usize),
     /// Handed on to later strata of the step back.
     Handed(usize),
     /// Gradient of an argument.

@@ -152,15 +152,14 @@ impl Driver<'_> {
             let room = self.state_rooms[i];
             forward_states.push((self.memory_take(room), self.memory_take(room)));
         }
-        let mut outputs = self.outputs(true, &self.low.next.iter().copied().map(Some).collect::<Vec<_>>());
-        outputs.extend(self.saved.iter().enumerate().map(|(k, n)| Output {
-            node: *n,
-            axes: self.g().axes(*n).to_vec(),
-            dest: Dest::Saved(k),
-        }));
-        let forward = self.routine(outputs, &[])?;
-        let forward_text = self.function("fwp_step", &forward, false);
-        let forward_walk = self.forward_walk(&forward_states)?;
+        let mut forward_texts = Vec::new();
+        let mut forward_operations = 0;
+        for (k, outputs) in self.outputs().into_iter().enumerate() {
+            let forward = self.routine(outputs, &[])?;
+            forward_operations += forward.operations;
+            forward_texts.push(self.function(&format!("fwp_step{k}"), &forward, false));
+        }
+        let forward_walk = self.forward_walk(&forward_states, &forward_texts)?;
         let forward_bytes = self.memory.elements * self.lay.bytes;
 
         // Backward: states from one checkpoint to the next, if they have to be, and the adjoint.
@@ -204,8 +203,10 @@ impl Driver<'_> {
         for (i, c) in &carried {
             back[strata.states[*i]].push(output(self, *i, c.before));
         }
-        let mut forwards = self.outputs(false, &self.low.again);
-        forwards.extend(self.low.passed.iter().enumerate().map(|(k, (_, n))| Output {
+        let again = low.again.iter().enumerate().filter_map(|(i, n)| Some((i, (*n)?)));
+        let mut forwards: Vec<Output> =
+            again.map(|(i, node)| Output { node, axes: self.states[i].axes(), dest: Dest::State(i) }).collect();
+        forwards.extend(low.passed.iter().enumerate().map(|(k, (_, n))| Output {
             node: *n,
             axes: self.g().axes(*n).to_vec(),
             dest: Dest::Passed(k),
@@ -247,7 +248,8 @@ impl Driver<'_> {
         source += &self.at_struct();
         source += &self.globals;
         source += "\n";
-        for part in [&forward_text, &forward_walk, &again_text, &carry_text].into_iter().chain(&adjoint_texts).chain([&walk]) {
+        let between = [&forward_walk, &again_text, &carry_text];
+        for part in forward_texts.iter().chain(between).chain(&adjoint_texts).chain([&walk]) {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -262,7 +264,7 @@ impl Driver<'_> {
             carried: self.passing(),
             saved: self.saved_room(),
             gradients,
-            operations: [forward.operations, repeated + operations],
+            operations: [forward_operations, repeated + operations],
             notes: self.notes(),
         })
     }
@@ -286,8 +288,10 @@ impl Driver<'_> {
             _ => "no cache that a core has for itself",
         };
         notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
-        if self.low.strata.count > 1 {
-            notes.push(format!("its states are walked back in {} groups, one after the other", self.low.strata.count));
+        for (count, way) in [(self.low.ahead.count, "forwards"), (self.low.strata.count, "back")] {
+            if count > 1 {
+                notes.push(format!("its states are walked {way} in {count} groups, one after the other"));
+            }
         }
         notes
     }

@@ -73,6 +73,7 @@ impl Driver<'_> {
             Leaf::Carried(i) => Place::lanes(format!("carried{i}")),
             Leaf::Follows => Place::lanes("follows"),
             Leaf::Passed(k) => Place::lanes(format!("passed{k}")),
+            Leaf::Brought(k) => Place::lanes(format!("brought{k}")),
             Leaf::Handed(k) => Place::lanes(format!("handed{k}")),
             Leaf::Index => Place::lanes("index"),
         }
@@ -220,7 +221,8 @@ impl Driver<'_> {
         }
         for (i, p) in self.kept.iter().enumerate() {
             let (row, bytes) = rows(p, p.elements() * self.lay.bytes);
-            if bytes <= MOST_FORESEEN && used(&format!("kept_gradient{i}")) {
+            let name = if matches!(walk, Foresee::Forward) { "kept" } else { "kept_gradient" };
+            if bytes <= MOST_FORESEEN && used(&format!("{name}{i}")) {
                 let at = format!("(ahead * s->time + sequence) * {}{row}", p.elements());
                 match walk {
                     Foresee::Forward => lines.push((format!("s->kept[{i}] + {at}"), bytes, true)),

@@ -8,6 +8,7 @@ use crate::kernel::form::{Gradient, Per};
 use crate::kernel::graph::{Dtype, Id, Leaf, What};
 use crate::kernel::nests::{Dest, Output, arrange};
 use crate::kernel::print::{Place, Printer};
+use crate::kernel::strata::Handed;
 
 impl Driver<'_> {
     pub(super) fn routine(&mut self, outputs: Vec<Output>, given: &[Given]) -> Result<Routine, String> {
@@ -22,6 +23,7 @@ impl Driver<'_> {
                 Dest::Before(k) => Place::lanes(format!("before{k}")),
                 Dest::Saved(k) => Place::lanes(format!("saved{k}")),
                 Dest::Passed(k) => Place::lanes(format!("passed{k}")),
+                Dest::Brought(k) => Place::lanes(format!("brought{k}")),
                 Dest::Handed(k) => Place::lanes(format!("handed{k}")),
                 Dest::Argument(k) => match given[k] {
                     Given::Summed(at) => Place { adds: true, ..Place::lanes(format!("(m + {at})")) },
@@ -60,7 +62,12 @@ impl Driver<'_> {
                             let text = self.transfer(&p, &format!("(m + {at})"), &format!("{side}{k}"), Way::Out, 8)?;
                             let _ = write!(after, "    if ({side}{k}) {{\n{text}    }}\n");
                         }
-                        Dest::Argument(_) | Dest::Before(_) | Dest::Saved(_) | Dest::Passed(_) | Dest::Handed(_) => {}
+                        Dest::Argument(_)
+                        | Dest::Before(_)
+                        | Dest::Saved(_)
+                        | Dest::Passed(_)
+                        | Dest::Brought(_)
+                        | Dest::Handed(_) => {}
                     }
                     Place::lanes(format!("(m + {at})"))
                 }
@@ -177,8 +184,9 @@ impl Driver<'_> {
             );
         }
         let passed: Vec<Id> = self.low.passed.iter().map(|p| p.1).collect();
-        let handed: Vec<Id> = self.low.strata.handed.iter().map(|h| h.node).collect();
-        for (name, values) in [("saved", &self.saved), ("passed", &passed), ("handed", &handed)] {
+        let nodes = |handed: &[Handed]| -> Vec<Id> { handed.iter().map(|h| h.node).collect() };
+        let (brought, handed) = (nodes(&self.low.ahead.brought), nodes(&self.low.strata.handed));
+        for (name, values) in [("saved", &self.saved), ("passed", &passed), ("brought", &brought), ("handed", &handed)] {
             let mut offset = 0;
             for (k, n) in values.iter().enumerate() {
                 line(&format!("{name}{k}"), format!("real *const {name}{k} = at->{name} + {offset}; (void){name}{k};"));
@@ -200,6 +208,11 @@ impl Driver<'_> {
         self.low.passed.iter().map(|p| self.vector_room(p.1)).sum()
     }
 
+    /// Elements of what the strata of a step bring later ones.
+    pub(super) fn brought_room(&self) -> usize {
+        self.low.ahead.brought.iter().map(|h| self.vector_room(h.node)).sum()
+    }
+
     /// Elements of what the strata of a step back hand on.
     pub(super) fn handed_room(&self) -> usize {
         self.low.strata.handed.iter().map(|h| self.vector_room(h.node)).sum()
@@ -210,19 +223,23 @@ impl Driver<'_> {
         self.lay.room(self.g(), self.g().axes(n)).next_multiple_of(16)
     }
 
-    /// Kept values, if they are wanted, and states after the step.
-    pub(super) fn outputs(&self, kept: bool, states: &[Option<Id>]) -> Vec<Output> {
-        let mut outputs = Vec::new();
-        if kept {
-            for (i, n) in self.low.kept.iter().enumerate() {
-                outputs.push(Output { node: *n, axes: self.kept[i].axes(), dest: Dest::Kept(i) });
-            }
+    /// The results of every stratum of the step.
+    pub(super) fn outputs(&self) -> Vec<Vec<Output>> {
+        let (low, ahead) = (self.low, &self.low.ahead);
+        let mut of = vec![Vec::new(); ahead.count];
+        for (i, (n, s)) in low.kept.iter().zip(&ahead.kept).enumerate() {
+            of[*s].push(Output { node: *n, axes: self.kept[i].axes(), dest: Dest::Kept(i) });
         }
-        for (i, n) in states.iter().enumerate() {
-            if let Some(n) = n {
-                outputs.push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
-            }
+        for (i, (n, s)) in low.next.iter().zip(&ahead.states).enumerate() {
+            of[*s].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::State(i) });
         }
-        outputs
+        let axes = |n: Id| self.g().axes(n).to_vec();
+        for (k, (n, s)) in self.saved.iter().zip(&ahead.saved).enumerate() {
+            of[*s].push(Output { node: *n, axes: axes(*n), dest: Dest::Saved(k) });
+        }
+        for (k, h) in ahead.brought.iter().enumerate() {
+            of[h.stratum].push(Output { node: h.node, axes: axes(h.node), dest: Dest::Brought(k) });
+        }
+        of
     }
 }

@@ -15,6 +15,9 @@ use crate::kernel::graph::Axis;
 /// What the parts of a walk are handed.
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
 
+/// Steps that one stratum goes ahead of the next one: states change places in the nearest cache once in so many.
+const TOGETHER: usize = 16;
+
 /// Where a state of several axes is while a segment is walked back.
 pub(super) enum Where {
     /// Here, computed back at every step; beside it a place for what a step without a write would give.
@@ -88,7 +91,7 @@ impl Driver<'_> {
         ] {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved, *passed, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *passed, *brought, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -178,7 +181,8 @@ impl Driver<'_> {
         format!("s->saved + ((sequence * {} + block) * s->steps + t) * {}", self.blocks(), self.saved_room())
     }
 
-    pub(super) fn forward_walk(&mut self, states: &[(usize, usize)]) -> Result<String, String> {
+    /// The text of the walk forwards; `steps` are the texts of the routines of the strata.
+    pub(super) fn forward_walk(&mut self, states: &[(usize, usize)], steps: &[String]) -> Result<String, String> {
         let unwanted = self.memory_take(self.saved_room());
         let mut t = format!("static void fwp_forward_begin({GIVEN})\n{{\n");
         t += &self.setup()?;
@@ -193,26 +197,24 @@ impl Driver<'_> {
             kept += &self.checkpoint(i, &format!("(m + {place})"), "fwp_segment(s, begin)", Way::Out, 8)?;
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}");
-        t += "    for (int64_t t = begin; t < end; t++) {\n";
-        if !self.states.is_empty() {
-            t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
-            for (i, (place, _)) in states.iter().enumerate() {
-                t += &self.state_of_sequence(i, &format!("(m + {place})"), "s->fresh", Way::In, 12)?;
+        if let [step] = steps {
+            t += "    for (int64_t t = begin; t < end; t++) {\n";
+            t += &self.step_ahead(states, unwanted, 0, step)?;
+            t += "    }\n";
+        } else {
+            let room = self.brought_room();
+            let brought = self.memory_take(TOGETHER * room);
+            let _ = writeln!(t, "    for (int64_t from = begin; from < end; from += {TOGETHER}) {{");
+            let _ = writeln!(t, "    const int64_t to = end - from < {TOGETHER} ? end : from + {TOGETHER};");
+            for (stratum, step) in steps.iter().enumerate() {
+                t += "    for (int64_t t = from; t < to; t++) {\n";
+                let _ = writeln!(t, "        at->brought = m + {brought} + (t - from) * {room};");
+                t += &self.step_ahead(states, unwanted, stratum, step)?;
+                t += "    }\n";
             }
-            t += "        }\n";
+            t += "    }\n";
         }
-        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
-        t += &self.bring(false, ALL)?;
-        t += &self.foresee(Foresee::Forward, ALL, 8);
-        for (i, place) in states.iter().enumerate() {
-            let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
-        }
-        for (i, p) in self.kept.iter().enumerate() {
-            let n = p.elements();
-            let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (t * s->time + sequence) * {n};");
-        }
-        let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at());
-        t += "        fwp_step(m, at);\n    }\n}\n\n";
+        t += "}\n\n";
         let _ = writeln!(t, "static void fwp_forward_end({GIVEN})\n{{");
         t += &self.row0();
         let mut kept = String::new();
@@ -223,6 +225,33 @@ impl Driver<'_> {
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}\n}}\n");
         Ok(t + &self.entry("forward", false))
+    }
+
+    /// What is done at step t forwards for one stratum.
+    fn step_ahead(&self, states: &[(usize, usize)], unwanted: usize, stratum: usize, text: &str) -> Result<String, String> {
+        let used = |name: &str| text.contains(name);
+        let mine = || states.iter().enumerate().filter(|(i, _)| self.low.ahead.states[*i] == stratum);
+        let mut t = String::new();
+        if mine().next().is_some() {
+            t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
+            for (i, (place, _)) in mine() {
+                t += &self.state_of_sequence(i, &format!("(m + {place})"), "s->fresh", Way::In, 12)?;
+            }
+            t += "        }\n";
+        }
+        t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
+        t += &self.bring(false, &used)?;
+        t += &self.foresee(Foresee::Forward, &used, 8);
+        for (i, place) in mine() {
+            let _ = writeln!(t, "        at->next[{i}] = {} ? m + {} : m + {};", self.taken(i), place.0, place.1);
+        }
+        for (i, p) in self.kept.iter().enumerate() {
+            let n = p.elements();
+            let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (t * s->time + sequence) * {n};");
+        }
+        let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at());
+        let _ = writeln!(t, "        fwp_step{stratum}(m, at);");
+        Ok(t)
     }
 
     /// The text of the walk back, and the scratch that it wants beside the memory of its blocks; `back` are the texts of the
