@@ -2,9 +2,10 @@
 
 Started by scripts/compare-executors with the Python that has the peers, and with --host. Both sides get the same
 shapes and number of threads, each waits for its threads as it does by default unless OMP_WAIT_POLICY is set, and which
-side goes first changes every round. The time of a round is the least of so many repetitions within it, as many on both
-sides: what others on the same host take from a virtual machine only adds, and within milliseconds. A ratio is that of one
-round of both, its spread is over the rounds, and the ratio of the medians of the repetitions stands beside it.
+side goes first changes every round. The time of a round is the least of its repetitions: what others on the same host take
+from a virtual machine only adds. There are as many on both sides, fewer of peers that take longer than three seconds for
+them. A ratio is that of one round of both, its spread is over the rounds, and the ratio of the medians of the repetitions
+stands beside it.
 
 Memory is the growth of resident memory during one forward and backward in a process of its own, for both sides
 alike: glibc gives every allocation of 64 KiB or more back when it is freed, so that what is used again is seen.
