@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rustc-link-arg-tests=-Wl,-z,muldefs");
 
     println!("cargo:rerun-if-changed=build.rs");
-    for file in ["shim.cpp", "fused.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp", "lanes.h", "guard.h"] {
+    for file in ["shim.cpp", "fused.cpp", "linear.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp", "lanes.h", "guard.h"] {
         println!("cargo:rerun-if-changed=src/shim/{file}");
     }
 
@@ -36,7 +36,10 @@ fn main() {
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["shim.cpp", "fused.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp"].map(|file| format!("src/shim/{file}")));
+        .files(
+            ["shim.cpp", "fused.cpp", "linear.cpp", "lookup.cpp", "loss.cpp", "optimise.cpp"]
+                .map(|file| format!("src/shim/{file}")),
+        );
     build.compile("fwp_shim");
 
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -112,54 +112,68 @@ pub fn scheduled(
             steps.operands[i].iter().for_each(|o| uses[*o as usize] += 1);
         }
     }
-    let mut values: Vec<Option<Datum>> = Vec::with_capacity(f.nodes.len());
-    for (i, node) in f.nodes.iter().enumerate() {
-        if uses[i] == 0 {
-            values.push(None);
+    let mut values: Vec<Option<Datum>> = vec![None; f.nodes.len()];
+    for i in steps.order.iter().map(|n| *n as usize) {
+        // Of a node within its user the user knows.
+        if uses[i] == 0 || steps.steps[i] == Step::WithUser {
             continue;
         }
+        let node = &f.nodes[i];
         let ids = &steps.operands[i];
-        let operands: Vec<&Datum> =
-            ids.iter().map(|o| values[*o as usize].as_ref().expect("operands are kept until their last use")).collect();
-        let at = Place { prepared, function: f, prefix, node: i, layer, types, operands: ids, silu: false };
-        let value = match (&steps.steps[i], &node.op) {
-            // Never met: its user does not refer to it.
-            (Step::WithUser, _) => {
-                values.push(None);
-                continue;
-            }
-            (Step::Alone, Op::Argument { index }) => Ok(arguments[*index as usize].clone()),
-            (Step::Alone, Op::Parameter { index }) => parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value),
-            (Step::Alone, op) => one(around, &at, op, &operands),
-            // Under the name of the convolution, which may have something to remember.
-            (Step::ConvSilu { conv }, _) => {
-                around.special(&Place { node: *conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
-            }
-            (Step::Lookup(form), _) => {
-                let values: Result<Vec<&Value>> = operands.iter().map(|d| d.value()).collect();
-                values.and_then(|v| form.apply(&v, around.precision())).map(Datum::Value)
-            }
-            (step, _) => joint(f, step, &operands),
-        };
-        let value = value.with_context(|| failed(prepared, f, i))?;
+        // Where it has a value, an earlier product has made it.
+        if values[i].is_none() {
+            let value = |n: NodeId| values[n as usize].as_ref().expect("operands are kept until their last use");
+            let operands: Vec<&Datum> = ids.iter().map(|o| value(*o)).collect();
+            let at = Place { prepared, function: f, prefix, node: i, layer, types, operands: ids, silu: false };
+            let made = match (&steps.steps[i], &node.op) {
+                (Step::Alone, Op::Argument { index }) => Ok(arguments[*index as usize].clone()),
+                (Step::Alone, Op::Parameter { index }) => {
+                    parameter(around, prefix, &f.parameters[*index as usize]).map(Datum::Value)
+                }
+                (Step::Alone, op) => one(around, &at, op, &operands),
+                // Under the name of the convolution, which may have something to remember.
+                (Step::ConvSilu { conv }, _) => {
+                    around.special(&Place { node: *conv as usize, silu: true, ..at }, &Op::CausalConv, &operands)
+                }
+                (Step::Linear(later), _) => {
+                    let later: Vec<usize> = later.iter().map(|n| *n as usize).filter(|n| uses[*n] > 0).collect();
+                    let weights = later.iter().map(|n| value(steps.operands[*n][0]));
+                    linear(operands[1], std::iter::once(operands[0]).chain(weights)).map(|mut made| {
+                        let first = made.remove(0);
+                        later.into_iter().zip(made).for_each(|(n, made)| values[n] = Some(made));
+                        first
+                    })
+                }
+                (step, _) => joint(around, f, step, &operands),
+            };
+            values[i] = Some(made.with_context(|| failed(prepared, f, i))?);
+        }
         for o in ids {
             uses[*o as usize] -= 1;
             if uses[*o as usize] == 0 {
                 values[*o as usize] = None;
             }
         }
-        values.push(Some(value));
     }
     Ok(f.outputs.iter().map(|o| values[o.node as usize].clone().expect("outputs are kept")).collect())
 }
 
 /// Several nodes that need nothing but their operands.
-fn joint(f: &Function, step: &Step, operands: &[&Datum]) -> Result<Datum> {
-    let (a, b) = (operands[0].value()?, operands[1].value()?);
-    Ok(Datum::Value(match step {
-        Step::Gain { norm } => ops::normalise(&f.nodes[*norm as usize].op, a, Some(b))?,
-        _ => ops::gate(a, b)?,
+fn joint(around: &dyn Surroundings, f: &Function, step: &Step, operands: &[&Datum]) -> Result<Datum> {
+    let values: Vec<&Value> = operands.iter().map(|d| d.value()).collect::<Result<_>>()?;
+    Ok(Datum::Value(match (step, &values[..]) {
+        (Step::Lookup(form), values) => form.apply(values, around.precision())?,
+        (Step::Gain { norm }, [x, gain]) => ops::normalise(&f.nodes[*norm as usize].op, x, Some(gain))?,
+        (Step::Gate, [a, b]) => ops::gate(a, b)?,
+        (Step::Onto, [base, weight, x]) => ops::linear_onto(base, weight, x)?,
+        (step, values) => bail!("internal: {step:?} of {} values", values.len()),
     }))
+}
+
+/// Products of several matrices with the same vector.
+fn linear<'a>(x: &Datum, weights: impl Iterator<Item = &'a Datum>) -> Result<Vec<Datum>> {
+    let weights: Vec<&Value> = weights.map(Datum::value).collect::<Result<_>>()?;
+    Ok(ops::linear(x.value()?, &weights)?.into_iter().map(Datum::Value).collect())
 }
 
 /// Where a computation failed, in the plugin's own words.

@@ -25,23 +25,44 @@ where
     P: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
     F: Fn(&Tensor, &[Tensor], &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 {
+    let plain = move |i: &[Tensor]| Ok(vec![plain(i)?]);
+    let fast =
+        move |g: &[Option<Tensor>], i: &[Tensor], needed: &[bool]| fast(g[0].as_ref().expect("it has a gradient"), i, needed);
+    Ok(recorded_all(inputs, others, vec![y], plain, fast)?.remove(0))
+}
+
+/// As [`recorded`], of several results; one that nothing depends on has no gradient, but never all of them.
+pub(super) fn recorded_all<P, F>(
+    inputs: &[&Tensor],
+    others: &[&Tensor],
+    ys: Vec<Tensor>,
+    plain: P,
+    fast: F,
+) -> Result<Vec<Tensor>>
+where
+    P: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+    F: Fn(&[Option<Tensor>], &[Tensor], &[bool]) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
     if !grad_enabled() || !inputs.iter().any(|t| t.requires_grad()) {
-        return Ok(y);
+        return Ok(ys);
     }
     let saved: Vec<&Tensor> = inputs.iter().chain(others).copied().collect();
-    let mut made = custom_function(inputs, &saved, vec![y], move |b| {
+    Ok(custom_function(inputs, &saved, ys, move |b| {
         let mut answer: Vec<Option<Tensor>> = b.needed.iter().map(|_| None).collect();
-        let Some(g) = &b.grads[0] else { return Ok(answer) };
-        if !grad_enabled() {
-            return fast(g, b.saved, b.needed);
+        if b.grads.iter().all(Option::is_none) {
+            return Ok(answer);
         }
-        let wanted: Vec<usize> = (0..answer.len()).filter(|i| b.needed[*i]).collect();
+        if !grad_enabled() {
+            return fast(b.grads, b.saved, b.needed);
+        }
+        let wanted: Vec<usize> = (0..b.needed.len()).filter(|i| b.needed[*i]).collect();
         let targets: Vec<&Tensor> = wanted.iter().map(|i| &b.saved[*i]).collect();
-        let found = gradients(&[plain(b.saved)?], &[Some(g)], &targets, true, true)?;
+        let (ys, grads): (Vec<Tensor>, Vec<Option<&Tensor>>) =
+            plain(b.saved)?.into_iter().zip(b.grads).filter(|(_, g)| g.is_some()).map(|(y, g)| (y, g.as_ref())).unzip();
+        let found = gradients(&ys, &grads, &targets, true, true)?;
         wanted.into_iter().zip(found).for_each(|(i, gradient)| answer[i] = gradient);
         Ok(answer)
-    })?;
-    Ok(made.remove(0))
+    })?)
 }
 
 /// Causal convolution of x `[batch, time, channels]` with a kernel `[channels, width]`, channel by channel, and then perhaps SiLU.

@@ -5,11 +5,15 @@
 //! | causal convolution, then SiLU | [`Step::ConvSilu`] |
 //! | a normalisation over the last axis, then a product with a vector (repeated over the axes before) | [`Step::Gain`] |
 //! | SiLU, then a product | [`Step::Gate`] |
+//! | products of parameters with the same vector | [`Step::Linear`] |
+//! | a product of a matrix with a vector, then a sum with a vector that varies alike | [`Step::Onto`] |
 //! | rows of tables and one-hot vectors, joined to one vector, then a product with a matrix, then perhaps a bias | [`Step::Lookup`] |
 //!
-//! All but the last have no other user and are no result: nobody sees them apart.
-//! Only what is looked up may have other users, for whom it is looked up too.
+//! What is taken into its user has no other user and is no result: nobody sees it apart.
+//! Only what is looked up may have other users, for whom it is looked up too, and products of the same vector stay what they are, side by side.
 //! What a plugin describes stays as it is, and so do the names under which values are carried over.
+
+use std::collections::BTreeMap;
 
 use fwp_sdk::program::{DType, Function, NodeId, Op, Type};
 
@@ -34,8 +38,12 @@ pub enum Step {
     },
     /// a sigmoid(a) b.
     Gate,
+    /// The product of a matrix with a vector, added to a third operand.
+    Onto,
     /// A linear map of what is looked up.
     Lookup(Form),
+    /// A product of a matrix with a vector, and at the same time those at these nodes, which come later.
+    Linear(Vec<NodeId>),
 }
 
 /// The steps of a function, node by node.
@@ -44,13 +52,17 @@ pub struct Steps {
     pub steps: Vec<Step>,
     /// On which nodes.
     pub operands: Vec<Vec<NodeId>>,
+    /// All nodes in the order in which they are carried out: parameters first, for whatever needs them early.
+    pub order: Vec<NodeId>,
 }
 
 impl Steps {
     /// Every node by itself.
     pub fn apart(f: &Function) -> Steps {
         let operands = f.nodes.iter().map(|n| n.operands.clone()).collect();
-        Steps { steps: vec![Step::Alone; f.nodes.len()], operands }
+        let mut order: Vec<NodeId> = (0..f.nodes.len() as NodeId).collect();
+        order.sort_by_key(|n| !matches!(f.nodes[*n as usize].op, Op::Parameter { .. }));
+        Steps { steps: vec![Step::Alone; f.nodes.len()], operands, order }
     }
 
     /// Joined where one pass serves; `types` are those of the nodes.
@@ -88,6 +100,9 @@ impl Steps {
                 let (form, mut operands) = (Form { bias: true, ..form.clone() }, made.operands[product as usize].clone());
                 operands.insert(1, bias);
                 Some((Step::Lookup(form), product, operands))
+            } else if let Some((product, base)) = sum_with_product(f, types, i).into_iter().find(|(p, _)| free(*p)) {
+                let [weight, x] = operands_of(product)[..] else { continue };
+                Some((Step::Onto, product, vec![base, weight, x]))
             } else {
                 let gate = pairs().into_iter().find(|(a, _)| free(*a) && *op(*a) == Op::Silu);
                 gate.map(|(silu, by)| (Step::Gate, silu, vec![operands_of(silu)[0], by]))
@@ -100,7 +115,24 @@ impl Steps {
             }
         }
         made.leave_out(f, looked_up);
+        made.side_by_side(f, types);
         made
+    }
+
+    /// Joins products of parameters with the same vector.
+    fn side_by_side(&mut self, f: &Function, types: &[Type]) {
+        let mut of_vector: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        for (i, node) in f.nodes.iter().enumerate() {
+            if let (Op::MatVec, Step::Alone, [weight, x]) = (&node.op, &self.steps[i], &node.operands[..])
+                && matches!(f.nodes[*weight as usize].op, Op::Parameter { .. })
+                && fixed(&types[*weight as usize]).is_some()
+            {
+                of_vector.entry(*x).or_default().push(i as NodeId);
+            }
+        }
+        for products in of_vector.into_values().filter(|p| p.len() > 1) {
+            self.steps[products[0] as usize] = Step::Linear(products[1..].to_vec());
+        }
     }
 
     /// Leaves out those of these nodes that nobody asks for any more.
@@ -161,6 +193,17 @@ fn sum_with_bias(f: &Function, types: &[Type], node: usize) -> Option<(NodeId, N
     [(a, b), (b, a)].into_iter().find(|(x, bias)| product(x) && is_bias(bias)).map(|(x, bias)| (*x, *bias))
 }
 
+/// The operands of a sum of which the first is a product of a matrix that does not vary with a vector, and the other varies as the product does.
+fn sum_with_product(f: &Function, types: &[Type], node: usize) -> Vec<(NodeId, NodeId)> {
+    let (Op::Add, [a, b]) = (&f.nodes[node].op, &f.nodes[node].operands[..]) else { return vec![] };
+    let served = |n: NodeId| {
+        let of = &f.nodes[n as usize];
+        of.op == Op::MatVec && fixed(&types[of.operands[0] as usize]).is_some()
+    };
+    let alike = types[*a as usize] == types[*b as usize];
+    [(*b, *a), (*a, *b)].into_iter().filter(|(product, _)| alike && served(*product)).collect()
+}
+
 /// The vector that a value is, or repeats over the axes before the last.
 fn repeated_vector(f: &Function, types: &[Type], mut node: NodeId) -> Option<NodeId> {
     loop {
@@ -218,6 +261,40 @@ mod tests {
         ];
         assert_eq!(joined, expected);
         assert_eq!([&made.operands[3], &made.operands[7], &made.operands[9]], [&vec![0, 1], &vec![3, 5], &vec![7, 3]]);
+    }
+
+    #[test]
+    fn products_of_the_same_vector_stand_side_by_side_and_one_that_is_added_is_part_of_the_sum() {
+        let along = |shape: &[usize]| TensorType { axis: Some("time".into()), ..TensorType::float(shape) };
+        let nodes: Vec<(Op, Vec<NodeId>, TensorType)> = vec![
+            (Op::Argument { index: 0 }, vec![], along(&[4])),
+            (Op::Parameter { index: 0 }, vec![], TensorType::float(&[3, 4])),
+            (Op::MatVec, vec![1, 0], along(&[3])),
+            (Op::Parameter { index: 1 }, vec![], TensorType::float(&[4, 4])),
+            (Op::MatVec, vec![3, 0], along(&[4])),
+            // A sum, in either order, takes a product that nobody else sees.
+            (Op::MatVec, vec![3, 0], along(&[4])),
+            (Op::Add, vec![5, 0], along(&[4])),
+            // Of two products the second; the first has the same vector as others.
+            (Op::MatVec, vec![3, 0], along(&[4])),
+            (Op::Add, vec![4, 7], along(&[4])),
+            // Not one that varies otherwise, and not one by a matrix that is computed.
+            (Op::Parameter { index: 2 }, vec![], TensorType::float(&[3])),
+            (Op::Add, vec![2, 9], along(&[3])),
+            (Op::Tanh, vec![3], TensorType::float(&[4, 4])),
+            (Op::MatVec, vec![11, 0], along(&[4])),
+            (Op::MatVec, vec![3, 6], along(&[4])),
+        ];
+        let types: Vec<Type> = nodes.iter().map(|(_, _, ty)| Type::Tensor(ty.clone())).collect();
+        let nodes = nodes.into_iter().map(|(op, operands, _)| Node { op, operands, span: Span::default() }).collect();
+        let outputs = [2, 6, 8, 10, 12, 13].map(|node| Output { name: String::new(), node }).to_vec();
+        let f = Function { name: "f".into(), arguments: vec![], parameters: vec![], nodes, outputs };
+        let made = Steps::joint(&f, &types);
+        let joined: Vec<(usize, Step)> = made.steps.iter().cloned().enumerate().filter(|(_, s)| *s != Step::Alone).collect();
+        let expected = [(2, Step::Linear(vec![4])), (5, Step::WithUser), (6, Step::Onto), (7, Step::WithUser), (8, Step::Onto)];
+        assert_eq!(joined, expected);
+        assert_eq!([&made.operands[6], &made.operands[8]], [&vec![0, 3, 0], &vec![4, 3, 0]]);
+        assert_eq!(made.order, [1, 3, 9, 0, 2, 4, 5, 6, 7, 8, 10, 11, 12, 13]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`value`] | tensors with the leading axes that the host adds |
 //! | [`ops`] | operators that need nothing but their operands |
 //! | [`fused`] | operations in one pass over memory, where libtorch needs several |
+//! | [`linear`] | linear maps of the same rows, one node of the graph for all of them |
 //! | [`lookup`] | linear maps of rows that are looked up |
 //! | [`loss`] | losses of outputs against symbols |
 //! | [`joint`] | which nodes of a function are carried out together |
@@ -31,6 +32,7 @@ pub mod evaluate;
 pub mod fused;
 pub mod joint;
 pub mod kernel;
+pub mod linear;
 pub mod lookup;
 pub mod loss;
 pub mod ops;

@@ -5,6 +5,7 @@ use fwp_sdk::program::Op;
 use tch::{Device, Kind, Tensor};
 
 use super::fused;
+use super::linear;
 use super::solve;
 use super::value::{Lead, Precision, Value, expanded, joined, reshaped};
 use crate::shim::fused::Norm;
@@ -250,10 +251,29 @@ fn div_or(a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor> {
     Ok(c.f_where_self(&zero, &a.f_div(&safe)?)?)
 }
 
+/// W x for several matrices W of the same vectors x.
+pub fn linear(x: &Value, weights: &[&Value]) -> Result<Vec<Value>> {
+    if weights.iter().any(|w| w.lead != Lead::NONE) {
+        return weights.iter().map(|w| matvec(w, x)).collect();
+    }
+    let weights: Vec<&Tensor> = weights.iter().map(|w| &w.tensor).collect();
+    let ys = linear::linear(&x.tensor, &weights, None)?;
+    Ok(ys.into_iter().map(|y| Value::new(y, x.lead)).collect())
+}
+
+/// W x added to a vector of its size.
+pub fn linear_onto(base: &Value, w: &Value, x: &Value) -> Result<Value> {
+    if w.lead == Lead::NONE && base.lead == x.lead {
+        let y = linear::linear(&x.tensor, &[&w.tensor], Some(&base.tensor))?.remove(0);
+        return Ok(Value::new(y, x.lead));
+    }
+    let y = matvec(w, x)?;
+    elementwise(&[base, &y], |t| binary(&Op::Add, &t[0], &t[1]))
+}
+
 fn matvec(w: &Value, x: &Value) -> Result<Value> {
     if w.lead == Lead::NONE {
-        let y = steps_first(&x.tensor, x.lead, |t| Ok(t.f_linear(&w.tensor, None::<Tensor>)?))?;
-        return Ok(Value::new(y, x.lead));
+        return Ok(linear(x, &[w])?.remove(0));
     }
     if w.lead == Lead::BATCH && x.lead == Lead::BATCH {
         return Ok(Value::new(w.tensor.f_bmm(&x.tensor.f_unsqueeze(2)?)?.f_squeeze_dim(2)?, x.lead));
@@ -266,19 +286,6 @@ fn matvec(w: &Value, x: &Value) -> Result<Value> {
     let lead = w.lead.union(x.lead);
     let y = w.aligned(lead, 2)?.f_matmul(&x.aligned(lead, 1)?.f_unsqueeze(-1)?)?;
     Ok(Value::new(y.f_squeeze_dim(-1)?, lead))
-}
-
-/// `work` on t, with the steps of a sequence before the samples where they lie so in memory: a product then needs no copy, and its result lies as its operand does.
-///
-/// Walks through time want the samples of a step together; what lies so from the start is never moved.
-fn steps_first(t: &Tensor, lead: Lead, work: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    if lead == Lead::AXIS && !t.is_contiguous() {
-        let exchanged = t.f_transpose(0, 1)?;
-        if exchanged.is_contiguous() {
-            return Ok(work(&exchanged)?.f_transpose(0, 1)?);
-        }
-    }
-    work(t)
 }
 
 fn gather(table: &Value, index: &Value) -> Result<Value> {

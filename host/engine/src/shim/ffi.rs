@@ -155,6 +155,24 @@ unsafe extern "C" {
         dx: *mut *mut C_tensor,
     ) -> *mut c_char;
 
+    pub(super) fn fwp_linear(
+        x: *const C_tensor,
+        weights: *const *const C_tensor,
+        count: usize,
+        base: *const C_tensor,
+        ys: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
+    pub(super) fn fwp_linear_back(
+        gradients: *const *const C_tensor,
+        x: *const C_tensor,
+        weights: *const *const C_tensor,
+        count: usize,
+        needed: *const u8,
+        dx: *mut *mut C_tensor,
+        dweights: *mut *mut C_tensor,
+    ) -> *mut c_char;
+
     pub(super) fn fwp_look_up(
         weight: *const C_tensor,
         bias: *const C_tensor,

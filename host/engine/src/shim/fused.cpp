@@ -293,16 +293,6 @@ FWP_KERNEL(gated_back, gate_back, Gate)
 // `t` with a dense last axis.
 Tensor dense_last(const Tensor& t) { return t.stride(-1) == 1 ? t : t.contiguous(); }
 
-// `t` without gaps and with a dense last axis; the others lie in any order.
-Tensor whole(const Tensor& t) {
-  return t.is_non_overlapping_and_dense() && (t.dim() == 0 || t.stride(-1) == 1) ? t : t.contiguous();
-}
-
-// `t` with every element where `like`, which is whole, has it.
-Tensor placed(const Tensor& t, const Tensor& like) {
-  return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
-}
-
 // Adds `parts` rows of `n` numbers, in order.
 template <typename T>
 Tensor sum_parts(const Tensor& parts, at::IntArrayRef sizes) {

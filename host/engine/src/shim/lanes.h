@@ -182,6 +182,16 @@ inline void expect(const at::Tensor& t, const at::Tensor& like, at::IntArrayRef 
               t.scalar_type(), " on ", t.device());
 }
 
+// `t` without gaps and with a dense last axis; the others lie in any order.
+inline at::Tensor whole(const at::Tensor& t) {
+  return t.is_non_overlapping_and_dense() && (t.dim() == 0 || t.stride(-1) == 1) ? t : t.contiguous();
+}
+
+// `t` with every element where `like`, which is whole, has it.
+inline at::Tensor placed(const at::Tensor& t, const at::Tensor& like) {
+  return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
+}
+
 template <typename F>
 void by_type(const at::Tensor& t, F&& f) {
   if (t.scalar_type() == at::kFloat) {

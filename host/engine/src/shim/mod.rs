@@ -6,7 +6,8 @@
 //! - [`checkpoint`]: a segment that is computed again in the backward pass instead of being kept.
 //! - [`gradients`]: gradients of several outputs with given output gradients.
 //! - [`fused`]: operations that libtorch only has in pieces, forward and backward.
-//! - [`loss`]: losses against symbols; [`lookup`]: linear maps of rows that are looked up.
+//! - [`linear`]: linear maps of the same rows; [`lookup`]: those of rows that are looked up.
+//! - [`loss`]: losses against symbols.
 //! - [`fused_adam`], [`global_norm`], [`clip`]: the optimiser's arithmetic in a few large operations.
 //! - [`RandomState`]: the state of libtorch's random generators.
 //! - [`parallel_for`]: a Rust closure on libtorch's own threads.
@@ -19,6 +20,7 @@ mod ffi;
 mod function;
 pub mod fused;
 mod gradient;
+pub mod linear;
 pub mod lookup;
 pub mod loss;
 mod optimise;

@@ -94,6 +94,34 @@ Tensor plain_norm(const std::vector<Tensor>& list) {
   return at::linalg_vector_norm(at::stack(norms), 2);
 }
 
+// ---- clipping ----
+
+template <typename T>
+struct Scale {
+  std::vector<int64_t> first;
+  std::vector<T*> to;
+  std::vector<int64_t> sizes;
+  T factor;
+};
+
+template <typename T>
+FWP_PART void scale(const Scale<T>& o, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const size_t which = owner(o.first, unit);
+    const int64_t start = (unit - o.first[which]) * kGrain, last = std::min(o.sizes[which], start + kGrain);
+    for (int64_t i = start; i < last; ++i) o.to[which][i] *= o.factor;
+  }
+}
+
+FWP_KERNEL(scale_all, scale, Scale)
+
+template <typename T>
+void scaled(const std::vector<Tensor>& list, double factor) {
+  Scale<T> o = {pieces(list), {}, {}, T(factor)};
+  for (const Tensor& t : list) o.to.push_back(t.mutable_data_ptr<T>()), o.sizes.push_back(t.numel());
+  at::parallel_for(0, o.first.back(), 1, [&](int64_t begin, int64_t end) { scale_all<T>(o, begin, end); });
+}
+
 // ---- Adam ----
 
 // One parameter with what its step number makes of the rates.
@@ -234,8 +262,13 @@ char* fwp_clip(Tensor* const* list, size_t count, const Tensor* norm, double lim
   return guarded([&] {
     c10::AutoGradMode no_grad(false);
     const auto all = tensors(list, count);
-    const Tensor factor = at::clamp_max(limit / (*norm + 1e-6), 1.0);
-    at::_foreach_mul_(all, factor);
+    if (!served(all, all[0].scalar_type())) {
+      at::_foreach_mul_(all, at::clamp_max(limit / (*norm + 1e-6), 1.0));
+      return;
+    }
+    // In this order a norm that is NaN stays one.
+    const double factor = std::min(limit / (norm->item<double>() + 1e-6), 1.0);
+    if (factor != 1) by_type(all[0], [&](auto zero) { scaled<decltype(zero)>(all, factor); });
   });
 }
 

@@ -173,6 +173,11 @@ mod tests {
             let exact = all().iter().map(|t| f64::try_from(t.square().sum(Kind::Double)).unwrap()).sum::<f64>().sqrt();
             let norm = f64::try_from(global_norm(&all()).unwrap()).unwrap();
             assert!((norm - exact).abs() < 1e-12 * exact, "{norm} {exact}");
+            let clipped = all();
+            clip(&clipped, &Tensor::from(norm), norm / 2.).unwrap();
+            for (clipped, whole) in clipped.iter().zip(all()) {
+                assert!(clipped.allclose(&(whole / 2.), 1e-6, 0., false));
+            }
             for decoupled in [true, false] {
                 let step = AdamStep { rate: 0.01, beta1: 0.9, beta2: 0.95, weight_decay: 0.1, epsilon: 1e-3, decoupled };
                 let (p, g) = (all(), all().map(|t| t.cos().contiguous()));
@@ -226,6 +231,8 @@ mod tests {
         clip(&list, &norm, 1.).unwrap();
         let after = f64::try_from(global_norm(&list).unwrap()).unwrap();
         assert!((after - 1.).abs() < 1e-6, "{after}");
+        clip(&list, &Tensor::from(f64::NAN), 1.).unwrap();
+        assert!(list[0].double_value(&[1]).is_nan(), "what is lost shows");
     }
 
     #[test]

@@ -207,16 +207,14 @@ impl Walk {
         Ok((made, end))
     }
 
-    /// Steps between two checkpoints: as many as have their scratch in a quarter of the second-level cache, at least a quarter of the root of all.
-    /// Where only sums are kept, what the steps read stays in the cache beside them, and is several times as much.
+    /// Steps between two checkpoints: as many as have their scratch in half of the second-level cache, at least a quarter of the root of all.
     /// States that are computed back need no scratch: there it is [`COMPUTED_BACK`].
     fn interval(self, built: &Built) -> i64 {
         let kernel = &built.kernel;
         let fits = match kernel.computed_back {
             true => COMPUTED_BACK,
             false => {
-                let share = if kernel.carried { 8 } else { 4 };
-                let fits = second_level_cache() / share / kernel.backward_scratch_a_step.max(1);
+                let fits = second_level_cache() / 2 / kernel.backward_scratch_a_step.max(1);
                 i64::try_from(fits).unwrap_or(i64::MAX)
             }
         };
