@@ -443,7 +443,7 @@ fn sums_in_the_place_of_states() {
         let kernel = generate(&step, SINGLE).unwrap();
         assert_eq!(kernel.carried, carried, "{}", step.name);
         // A state is put aside every few steps at most, or, where it is computed back, at resets.
-        let bytes = [kernel.backward_scratch_a_step, kernel.backward_scratch_a_reset];
+        let bytes = [kernel.slots_a_step, kernel.slots_a_reset];
         let small = bytes.map(|n| n < step.states.len() * 64 * 64 * 4 / 8);
         assert_eq!(small, [carried || kernel.computed_back, !kernel.computed_back], "{}: {bytes:?}", step.name);
     }

@@ -586,10 +586,9 @@ fn described(built: &Built, inside: bool) -> Json {
     json!({
         "blocks": k.blocks,
         "feature_map_inside": inside,
-        "forward_scratch": k.forward_scratch,
-        "backward_scratch": k.backward_scratch,
-        "backward_scratch_a_step": k.backward_scratch_a_step,
-        "backward_scratch_a_reset": k.backward_scratch_a_reset,
+        "memory_a_block": k.memory,
+        "slots_a_step": k.slots_a_step,
+        "slots_a_reset": k.slots_a_reset,
         "operations": k.operations,
         "notes": k.notes,
         "text": built.entry.text,

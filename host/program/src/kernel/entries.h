@@ -25,16 +25,16 @@ static int fwp_flush(void) { return 0; }
 static void fwp_restore(int mode) { (void)mode; }
 #endif
 
-void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch)
+void fwp_forward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots)
 {
     const __auto_type mode = fwp_flush();
-    fwp_forward_unit(s, unit, scratch);
+    fwp_forward_unit(s, unit, from, to, memory, slots);
     fwp_restore(mode);
 }
 
-void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch)
+void fwp_backward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots)
 {
     const __auto_type mode = fwp_flush();
-    fwp_backward_unit(s, unit, scratch);
+    fwp_backward_unit(s, unit, from, to, memory, slots);
     fwp_restore(mode);
 }

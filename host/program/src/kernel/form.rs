@@ -98,16 +98,18 @@ impl Target {
 ///     int64_t together;                /* blocks of one unit, a divisor of all blocks of a sequence */
 ///     int64_t time;                    /* values of [steps, sequences] from one step to the next: sequences; -sequences where the last step in time is taken first: pointers to such values are to those of the last step, and `in_step` is negative */
 /// };
-/// void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch);
-/// void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch);
+/// void fwp_forward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots);
+/// void fwp_backward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots);
 /// ```
 ///
 /// A *unit* is `together` blocks of rows of one sequence: unit = sequence * (blocks / together) + part. Units share nothing and may run at the same time.
 /// The blocks of a unit take turns, a segment each, so that what they all read is still close by.
 /// While a unit runs, results below the smallest normal number are zero; the mode of the calling thread is then as before.
-/// `scratch` is 64-byte aligned, uninitialised, and not shared by units that run at the same time.
-/// Backward walks the segments between checkpoints from the last to the first.
-/// States are computed back from those after the segment, or again from its checkpoint; they, or sums over them, are kept in `scratch`. Vectors that the adjoint reads are in `saved`.
+/// A walk goes from segment to segment, forward from the first to the last and backward from the last to the first; a call goes through those at the places
+/// `from` to `to` of that order. Calls of a unit come one after another, until `to` is the number of segments, from any thread.
+/// `memory` is what a unit goes on with: it is the same from the first call of a unit to the last. `slots` are free between calls.
+/// Both are 64-byte aligned, at first of any content, and not shared by units that run at the same time. Forward has no `slots`.
+/// States are computed back from those after the segment, or again from its checkpoint; they, or sums over them, are kept in `slots`. Vectors that the adjoint reads are in `saved`.
 /// All entries of `in_gradient` that are not null are written in full.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -115,18 +117,16 @@ pub struct Kernel {
     pub source: String,
     /// Blocks of rows of one sequence.
     pub blocks: usize,
-    /// Bytes of scratch of the forward pass, for every block of a unit.
-    pub forward_scratch: usize,
-    /// Bytes of scratch of the backward pass, for every block of a unit.
-    pub backward_scratch: usize,
-    /// Further bytes for every step of the interval.
-    pub backward_scratch_a_step: usize,
+    /// Bytes of `memory`, forward and backward, for every block of a unit; a multiple of 64.
+    pub memory: [usize; 2],
+    /// Bytes of `slots` for every step of the interval.
+    pub slots_a_step: usize,
     /// Further bytes for every reset of the segment that has most of them: what a reset forgets cannot be computed back.
-    pub backward_scratch_a_reset: usize,
-    /// Whether states are computed back: then scratch holds those before a reset, and no others.
+    pub slots_a_reset: usize,
+    /// Whether states are computed back: then slots hold those before a reset, and no others.
     pub computed_back: bool,
     /// Whether the adjoint reads sums over states in the place of states.
-    /// Then scratch holds those sums, and a state every few steps at most.
+    /// Then slots hold those sums, and a state every few steps at most.
     pub carried: bool,
     /// Elements that a block stores for the backward pass at every step.
     pub saved: usize,

@@ -17,7 +17,7 @@ static real *drawn(int64_t n)
     return p;
 }
 
-/* Arguments: steps sequences interval blocks saved forward-scratch backward-scratch backward-scratch-a-step runs,
+/* Arguments: steps sequences interval blocks saved forward-memory backward-memory slots-a-step runs,
  * number of inputs, elements and gradient elements of each, number of states, elements of each, number of kept values, elements of each. */
 int main(int argc, char **argv)
 {
@@ -26,7 +26,6 @@ int main(int argc, char **argv)
     const int64_t steps = atoll(argv[at++]), sequences = atoll(argv[at++]), interval = atoll(argv[at++]), blocks = atoll(argv[at++]);
     const int64_t saved = atoll(argv[at++]);
     const int64_t forward = atoll(argv[at++]), fixed = atoll(argv[at++]), a_step = atoll(argv[at++]), runs = atoll(argv[at++]);
-    const int64_t backward = fixed * blocks + interval * a_step;
     const void *in[64];
     int64_t in_step[64], in_sequence[64];
     real *in_gradient[64], *kept[64], *end[64], *checkpoint[64], *start_gradient[64];
@@ -55,14 +54,15 @@ int main(int argc, char **argv)
     s.saved = drawn(saved * steps * sequences * blocks), s.together = blocks;
     s.kept = kept, s.end = end, s.checkpoint = checkpoint;
     s.kept_gradient = kept_gradient, s.end_gradient = end_gradient, s.in_gradient = in_gradient, s.start_gradient = start_gradient;
-    void *a = aligned_alloc(64, (forward * blocks + 127) / 64 * 64), *b = aligned_alloc(64, (backward + 127) / 64 * 64);
+    void *a = aligned_alloc(64, (forward * blocks + 127) / 64 * 64), *b = aligned_alloc(64, (fixed * blocks + 127) / 64 * 64);
+    void *c = aligned_alloc(64, (interval * a_step + 127) / 64 * 64);
     double best[2] = {1e9, 1e9};
     for (int64_t r = 0; r < runs; r++) {
         double t = now();
-        for (int64_t u = 0; u < sequences; u++) fwp_forward(&s, u, a);
+        for (int64_t u = 0; u < sequences; u++) fwp_forward(&s, u, 0, fwp_segments(&s), a, 0);
         const double f = now() - t;
         t = now();
-        for (int64_t u = 0; u < sequences; u++) fwp_backward(&s, u, b);
+        for (int64_t u = 0; u < sequences; u++) fwp_backward(&s, u, 0, fwp_segments(&s), b, c);
         const double g = now() - t;
         if (f < best[0]) best[0] = f;
         if (g < best[1]) best[1] = g;

@@ -385,8 +385,8 @@ impl Compiled {
         let k = &self.kernel;
         int(&mut bytes, w.together);
         int(&mut bytes, k.saved * k.blocks * w.steps * w.sequences);
-        int(&mut bytes, k.forward_scratch * w.together);
-        int(&mut bytes, k.backward_scratch * w.together + (k.backward_scratch_a_step + k.backward_scratch_a_reset) * w.interval);
+        k.memory.iter().for_each(|block| int(&mut bytes, block * w.together));
+        int(&mut bytes, (k.slots_a_step + k.slots_a_reset) * w.interval);
         let mut sizes_of = Vec::new();
         for (i, d) in w.inputs.iter().enumerate() {
             let n: usize = sizes(&step.function.arguments[i].ty).iter().product();
@@ -560,9 +560,9 @@ pub fn bench(cc: &str, step: &InStep, target: Target, steps: usize, sequences: u
         interval,
         k.blocks,
         k.saved,
-        k.forward_scratch,
-        k.backward_scratch,
-        k.backward_scratch_a_step,
+        k.memory[0],
+        k.memory[1],
+        k.slots_a_step,
         20,
         step.function.arguments.len(),
     ];

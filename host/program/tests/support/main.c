@@ -31,12 +31,31 @@ static void *room(int64_t bytes)
     return p;
 }
 
+/* Units take turns, two segments each; every call has slots of its own. */
+static void walk(const struct fwp_scan *s, int64_t units,
+                 void (*some)(const struct fwp_scan *, int64_t, int64_t, int64_t, void *, void *), int64_t memory, int64_t slots)
+{
+    void **memories = malloc(units * sizeof *memories);
+    for (int64_t u = 0; u < units; u++) memories[u] = room(memory);
+    const int64_t segments = fwp_segments(s);
+    for (int64_t from = 0; from < segments; from += 2) {
+        const int64_t to = from + 2 < segments ? from + 2 : segments;
+        for (int64_t u = 0; u < units; u++) {
+            void *own = room(slots);
+            some(s, u, from, to, memories[u], own);
+            free(own);
+        }
+    }
+    for (int64_t u = 0; u < units; u++) free(memories[u]);
+    free(memories);
+}
+
 int main(void)
 {
     const int64_t steps = take_int(), sequences = take_int(), interval = take_int(), early = take_int();
     const int64_t n_in = take_int(), n_states = take_int(), n_kept = take_int(), blocks = take_int();
     const int64_t together = take_int(), saved = take_int();
-    const int64_t forward = take_int(), backward = take_int();
+    const int64_t forward = take_int(), backward = take_int(), slots = take_int();
     const void *in[64];
     int64_t in_step[64], in_sequence[64], in_n[64];
     real *in_gradient[64];
@@ -87,18 +106,10 @@ int main(void)
     const int64_t *index = take(n, 8);
     if (n) s.index = index;
     s.kept = kept, s.end = end, s.checkpoint = checkpoint;
-    for (int64_t u = 0; u < sequences * blocks / together; u++) {
-        void *scratch = room(forward);
-        fwp_forward(&s, u, scratch);
-        free(scratch);
-    }
+    walk(&s, sequences * blocks / together, fwp_forward, forward, 0);
     s.kept_gradient = kept_gradient, s.end_gradient = end_gradient, s.in_gradient = in_gradient;
     s.start_gradient = start_gradient;
-    for (int64_t u = 0; u < sequences * blocks / together; u++) {
-        void *scratch = room(backward);
-        fwp_backward(&s, u, scratch);
-        free(scratch);
-    }
+    walk(&s, sequences * blocks / together, fwp_backward, backward, slots);
     for (int64_t i = 0; i < n_kept; i++) put(kept[i], kept_n[i]);
     for (int64_t i = 0; i < n_states; i++) put(end[i], state_n[i]);
     for (int64_t i = 0; i < n_states; i++) put(start_gradient[i], state_n[i]);

@@ -26,7 +26,7 @@ pub(super) fn empty(shape: &[i64], kind: Kind) -> Result<Tensor> {
 /// Sixty-four bytes at an address that is a multiple of 64.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+pub(super) struct Line(pub(super) [u8; 64]);
 
 /// Scratch of more bytes than this is given back after use.
 const KEPT: usize = 8 << 20;

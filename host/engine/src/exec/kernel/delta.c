@@ -32,9 +32,9 @@ static void step(const struct at *x, int r0, const real *w, real *out, real *e) 
         for (int j = 0; j < DK; j++) out[r * DK + j] = w[r * DK + j] + *x->beta * e[r] * x->k[j];
     }
 }
-static void forward(const struct fwp_scan *s, int64_t n, int64_t block, void *scratch) {
+static void forward(const struct fwp_scan *s, int64_t n, int64_t block, void *memory) {
     int r0 = (int)block * ROWS;
-    real *w = scratch, *next = w + ROWS * DK, *e = next + ROWS * DK;
+    real *w = memory, *next = w + ROWS * DK, *e = next + ROWS * DK;
     memcpy(w, s->start[0] + n * DV * DK + r0 * DK, sizeof(real) * ROWS * DK);
     for (int64_t t = 0; t < s->steps; t++) {
         if (s->checkpoint && t % s->interval == 0)
@@ -52,13 +52,13 @@ static void forward(const struct fwp_scan *s, int64_t n, int64_t block, void *sc
     }
     memcpy(s->end[0] + n * DV * DK + r0 * DK, w, sizeof(real) * ROWS * DK);
 }
-static void backward(const struct fwp_scan *s, int64_t n, int64_t block, void *scratch) {
+static void backward(const struct fwp_scan *s, int64_t n, int64_t block, void *memory, void *slots) {
     int64_t N = s->sequences, T = s->steps, part = block / s->together;
     int adds = block % s->together != 0;
     int r0 = (int)block * ROWS;
     const size_t size = sizeof(real) * ROWS * DK;
-    /* g: gradient of the state after the step; h: of the step's new state; e; de; then the states before every step */
-    real *g = scratch, *h = g + ROWS * DK, *next = h + ROWS * DK, *e = next + ROWS * DK, *states = e + 2 * ROWS;
+    /* g: gradient of the state after the step; h: of the step's new state; e; de; and the states before every step */
+    real *g = memory, *h = g + ROWS * DK, *next = h + ROWS * DK, *e = next + ROWS * DK, *states = slots;
     real *fresh = s->fresh_gradient ? s->fresh_gradient[0] + n * DV * DK + r0 * DK : 0;
     if (fresh) memset(fresh, 0, size);
     if (s->end_gradient[0]) memcpy(g, s->end_gradient[0] + n * DV * DK + r0 * DK, size);
@@ -120,9 +120,12 @@ static void backward(const struct fwp_scan *s, int64_t n, int64_t block, void *s
     }
     memcpy(s->start_gradient[0] + n * DV * DK + r0 * DK, g, size);
 }
-void fwp_forward(const struct fwp_scan *s, int64_t unit, void *scratch) {
-    for (int64_t b = unit * s->together; b < (unit + 1) * s->together; b++) forward(s, b / BLOCKS, b % BLOCKS, scratch);
+/* All of a unit with its first segments. */
+void fwp_forward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots) {
+    (void)to, (void)slots;
+    for (int64_t b = unit * s->together; !from && b < (unit + 1) * s->together; b++) forward(s, b / BLOCKS, b % BLOCKS, memory);
 }
-void fwp_backward(const struct fwp_scan *s, int64_t unit, void *scratch) {
-    for (int64_t b = unit * s->together; b < (unit + 1) * s->together; b++) backward(s, b / BLOCKS, b % BLOCKS, scratch);
+void fwp_backward(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, void *memory, void *slots) {
+    (void)to;
+    for (int64_t b = unit * s->together; !from && b < (unit + 1) * s->together; b++) backward(s, b / BLOCKS, b % BLOCKS, memory, slots);
 }

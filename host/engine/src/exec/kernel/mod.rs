@@ -10,16 +10,17 @@
 //! | `open_unsafe` | opening a compiled kernel and calling it |
 //! | [`build`] | text, cache, compiler, opening and verification in order |
 //! | [`run`] | a walk with a kernel in its middle, and its place in the graph of gradients |
+//! | [`turns`] | how threads share the units of a call |
 //! | [`buffers`] | uninitialised tensors and scratch |
 //!
 //! # Memory
 //!
 //! Beside its inputs and outputs, which libtorch's graph keeps, a walk of T steps keeps for its backward pass the states before every `interval`-th step,
 //! `ceil(T / interval)` of them, and those after the last; and of every step the vectors that the adjoint reads ([`fwp_program::kernel::Kernel::saved`]).
-//! Each thread has scratch for the states of `interval` steps while the backward pass runs.
-//! The interval is the number of steps whose scratch fits into a quarter of the second-level cache (for keys and values of 32 to 128 elements the time is least there), but at least a quarter of the square root of T:
+//! Each thread has slots for the states of `interval` steps while the backward pass runs.
+//! The interval is the number of steps whose slots fit into half of the second-level cache, but at least a quarter of the square root of T:
 //! so checkpoints take at most `4 sqrt(T) + 3` states, and without gradients none are kept.
-//! Where states are computed back, scratch holds only those before a reset, and 128 steps are computed back (or a quarter of the root of T), but no more than 8 in front of the first checkpoint but one: every step adds a rounding.
+//! Where states are computed back, slots hold only those before a reset, and 128 steps are computed back (or a quarter of the root of T), but no more than 8 in front of the first checkpoint but one: every step adds a rounding.
 
 pub mod buffers;
 pub mod build;
@@ -30,6 +31,7 @@ mod open_unsafe;
 pub mod run;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use build::{Built, prepare};
 pub use run::run;

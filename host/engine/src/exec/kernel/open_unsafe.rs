@@ -14,9 +14,10 @@ use fwp_program::kernel::{Gradient, Kernel};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
-use super::buffers::{Line, with_scratch};
+use super::buffers::Line;
+use super::turns::Units;
 
-type Entry = unsafe extern "C" fn(*const Scan, i64, *mut c_void);
+type Entry = unsafe extern "C" fn(*const Scan, i64, i64, i64, *mut c_void, *mut c_void);
 
 /// A kernel's functions. Its library is never closed: a backward pass may run at any time until the process ends.
 pub(super) struct Opened {
@@ -227,8 +228,10 @@ pub(super) struct Call {
     size: i64,
     /// Units of one sequence.
     parts: i64,
-    /// Bytes of scratch.
-    scratch: usize,
+    /// Lines of memory of a unit.
+    memory: usize,
+    /// Lines of slots.
+    slots: usize,
 }
 
 impl Call {
@@ -302,21 +305,23 @@ impl Call {
             }
         }
         let together = b.together as usize;
-        let scratch = match &b.gradients {
-            None => kernel.forward_scratch.saturating_mul(together),
+        let memory = kernel.memory[usize::from(b.gradients.is_some())].saturating_mul(together);
+        let slots = match &b.gradients {
+            None => 0,
             Some(_) => {
-                let slots = kernel.backward_scratch_a_step.saturating_mul(b.interval as usize);
-                let forgotten = match kernel.backward_scratch_a_reset {
+                let forgotten = match kernel.slots_a_reset {
                     0 => 0,
                     one => one.saturating_mul(b.resets()?),
                 };
-                kernel.backward_scratch.saturating_mul(together).saturating_add(slots).saturating_add(forgotten)
+                kernel.slots_a_step.saturating_mul(b.interval as usize).saturating_add(forgotten)
             }
         };
+        let lines = |bytes: usize| bytes.div_ceil(size_of::<Line>()).max(1);
         let along = b.inputs.iter().zip(&kernel.gradients);
         let along = along.map(|(i, g)| if matches!(g, Gradient::Steps { .. }) { i.elements } else { 0 }).collect();
         let size = real.elt_size_in_bytes() as i64;
-        Ok(Call { parts: blocks / b.together, along, size, buffers, opened, scratch })
+        let (memory, slots) = (lines(memory), lines(slots));
+        Ok(Call { parts: blocks / b.together, along, size, buffers, opened, memory, slots })
     }
 
     /// Number of units.
@@ -329,11 +334,11 @@ impl Call {
         self.buffers
     }
 
-    /// Runs all units on libtorch's threads, pieces of at least `grain`: backward where there are gradients, else forward.
+    /// Runs all units on libtorch's threads, each of so many floating point operations: backward where there are gradients, else forward.
     ///
     /// # Errors
     /// A panic in the loop.
-    pub fn run(&self, grain: usize) -> Result<()> {
+    pub fn run(&self, operations: usize) -> Result<()> {
         let b = &self.buffers;
         let pointer = |t: &Tensor| t.data_ptr();
         let constant = |t: &Tensor| t.data_ptr().cast_const();
@@ -404,20 +409,17 @@ impl Call {
         };
         let shared = Shared(&scan);
         let entry = if g.is_some() { self.opened.backward } else { self.opened.forward };
-        let scratch = self.scratch;
-        crate::shim::parallel_for(self.units(), grain, |units| {
-            with_scratch(scratch, |lines: &mut [Line]| {
-                for unit in units.clone() {
-                    // SAFETY: `scan` and the lists it points to live until `parallel_for` has ended, and the tensors behind them as long as `self`;
-                    // `Call::new` has checked all their sizes and kinds. Where the last step comes first, pointers are to its values and strides
-                    // along time are negative, so the same elements are reached. Units write disjoint parts of the outputs, by the kernel's contract,
-                    // and `lines` are this thread's alone, aligned to 64 bytes and as many as the kernel asks for.
-                    unsafe { entry(shared.pointer(), unit as i64, lines.as_mut_ptr().cast::<c_void>()) };
-                }
-            });
-            Ok(())
-        })?;
-        Ok(())
+        let (count, segments) = (self.units(), b.checkpoints() as usize - 1);
+        let units = Units { count, segments, operations, memory: self.memory, slots: self.slots };
+        units.run(&|unit, some, memory, slots| {
+            let (memory, slots) = (memory.as_mut_ptr().cast::<c_void>(), slots.as_mut_ptr().cast::<c_void>());
+            // SAFETY: `scan` and the lists it points to live until all units have run, and the tensors behind them as long as `self`;
+            // `Call::new` has checked all their sizes and kinds. Where the last step comes first, pointers are to its values and strides
+            // along time are negative, so the same elements are reached. Units write disjoint parts of the outputs, by the kernel's contract.
+            // `memory` is this unit's from its first segment to its last, which come in order, and `slots` are this thread's; both are aligned
+            // to 64 bytes and as many as the kernel asks for.
+            unsafe { entry(shared.pointer(), unit as i64, some.start as i64, some.end as i64, memory, slots) };
+        })
     }
 }
 

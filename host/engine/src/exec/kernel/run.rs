@@ -32,9 +32,6 @@ const COMPUTED_BACK: i64 = 128;
 /// has nothing to even its roundings out with.
 const FIRST: i64 = 8;
 
-/// Floating point operations below which a piece of work is not worth a thread of its own.
-const GRAIN: usize = 50_000;
-
 /// Walks through all steps as [`crate::exec::walk::walk`] does, with the same results, in one kernel.
 ///
 /// # Errors
@@ -207,14 +204,14 @@ impl Walk {
         Ok((made, end))
     }
 
-    /// Steps between two checkpoints: as many as have their scratch in half of the second-level cache, at least a quarter of the root of all.
-    /// States that are computed back need no scratch: there it is [`COMPUTED_BACK`].
+    /// Steps between two checkpoints: as many as have their slots in half of the second-level cache, at least a quarter of the root of all.
+    /// States that are computed back need no slots: there it is [`COMPUTED_BACK`].
     fn interval(self, built: &Built) -> i64 {
         let kernel = &built.kernel;
         let fits = match kernel.computed_back {
             true => COMPUTED_BACK,
             false => {
-                let fits = second_level_cache() / 2 / kernel.backward_scratch_a_step.max(1);
+                let fits = second_level_cache() / 2 / kernel.slots_a_step.max(1);
                 i64::try_from(fits).unwrap_or(i64::MAX)
             }
         };
@@ -289,7 +286,7 @@ impl Walk {
         buffers.kept = built.lowered.kept.iter().map(|t| empty(&shaped(&grid, &t.shape), kind)).collect::<Result<_>>()?;
         buffers.end = self.states(built, kind, &[self.samples])?;
         let call = Call::new(built.opened, buffers, kind, &built.kernel)?;
-        call.run(self.grain(built, 0))?;
+        call.run(self.operations(built, 0))?;
         let done = call.finish();
         Ok((done.kept, done.end, done.checkpoint.into_iter().chain(done.saved).collect()))
     }
@@ -299,11 +296,10 @@ impl Walk {
         if blocks == 1 { 1 } else { blocks as i64 / self.together(built) }
     }
 
-    /// Units that one piece has at least.
-    fn grain(self, built: &Built, pass: usize) -> usize {
-        let one = built.kernel.operations[pass].saturating_mul(self.steps as usize) / built.kernel.blocks.max(1)
-            * self.together(built) as usize;
-        GRAIN.div_ceil(one.max(1))
+    /// Floating point operations of one unit.
+    fn operations(self, built: &Built, pass: usize) -> usize {
+        built.kernel.operations[pass].saturating_mul(self.steps as usize) / built.kernel.blocks.max(1)
+            * self.together(built) as usize
     }
 
     fn backward(self, built: &Built, precision: Precision, given: Backward<'_>) -> Result<Vec<Option<Tensor>>> {
@@ -347,7 +343,7 @@ impl Walk {
             fresh: if resets { self.states(built, kind, &[self.samples])? } else { Vec::new() },
         });
         let call = Call::new(built.opened, buffers, kind, &built.kernel)?;
-        call.run(self.grain(built, 1))?;
+        call.run(self.operations(built, 1))?;
         let Some(done) = call.finish().gradients else { bail!("internal: no gradients") };
         let of_inputs = done.inputs.into_iter().enumerate().map(|(i, g)| g.map(|(g, _)| self.reduced(built, i, &g)).transpose());
         let mut answer = of_inputs.collect::<Result<Vec<Option<Tensor>>>>()?;

@@ -36,10 +36,9 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
     let kernel = Kernel {
         source: defines + include_str!("delta.c"),
         blocks,
-        forward_scratch: 2 * block + dv * size,
-        backward_scratch: 3 * block + 2 * dv * size,
-        backward_scratch_a_step: block.max(super::buffers::second_level_cache() / 4 / interval),
-        backward_scratch_a_reset: 0,
+        memory: [2 * block + dv * size, 3 * block + 2 * dv * size].map(|bytes| bytes.next_multiple_of(64)),
+        slots_a_step: block.max(super::buffers::second_level_cache() / 2 / interval),
+        slots_a_reset: 0,
         computed_back: false,
         carried: false,
         saved: 0,

@@ -160,7 +160,7 @@ impl Driver<'_> {
             forward_texts.push(self.function(&format!("fwp_step{k}"), &forward, false));
         }
         let forward_walk = self.forward_walk(&forward_states, &forward_texts)?;
-        let forward_bytes = self.memory.elements * self.lay.bytes;
+        let forward_bytes = self.memory.elements * self.lay.bytes + self.at_bytes();
 
         // Backward: states from one checkpoint to the next, if they have to be, and the adjoint.
         self.memory = Memory::default();
@@ -234,7 +234,7 @@ impl Driver<'_> {
         // What a step back may call besides.
         let others = if self.passing() { &carry_text } else { &again_text };
         let (walk, room) = self.backward_walk(&given, others, &adjoint_texts)?;
-        let backward_bytes = self.memory.elements * self.lay.bytes;
+        let backward_bytes = self.memory.elements * self.lay.bytes + self.at_bytes();
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
         let mut source = String::new();
@@ -256,10 +256,9 @@ impl Driver<'_> {
         Ok(Kernel {
             source,
             blocks: self.split.map_or(1, |s| s.1),
-            forward_scratch: forward_bytes,
-            backward_scratch: backward_bytes,
-            backward_scratch_a_step: room.a_step * self.lay.bytes,
-            backward_scratch_a_reset: room.a_reset * self.lay.bytes,
+            memory: [forward_bytes, backward_bytes],
+            slots_a_step: room.a_step * self.lay.bytes,
+            slots_a_reset: room.a_reset * self.lay.bytes,
             computed_back,
             carried: self.passing(),
             saved: self.saved_room(),

@@ -127,15 +127,25 @@ impl Driver<'_> {
         format!("    const int64_t row0 = block * {};\n    (void)row0, (void)sequence;\n", self.rows())
     }
 
-    /// The function that the host calls: `head` sets a block up, `segment` and `tail` are calls for each block.
+    /// Bytes of the `struct fwp_at` of one block, in whole lines.
+    pub(super) fn at_bytes(&self) -> usize {
+        let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
+        ((3 * arguments + 9 * states + 2 * kept + 5) * 8 + 24).next_multiple_of(64)
+    }
+
+    /// The function that the host calls: some segments of a unit, in the order of the walk. What a block has begun with stays in the memory of the unit.
     fn entry(&self, name: &str, back: bool) -> String {
         let blocks = self.blocks();
         let stride = self.memory.elements;
         let mut t = format!(
-            "static __attribute__((noinline)) void fwp_{name}_unit(const struct fwp_scan *s, int64_t unit, void *scratch)\n{{\n    \
-             const int64_t together = s->together, parts = {blocks} / together;\n    \
+            "_Static_assert(sizeof(struct fwp_at) <= {}, \"the places of a block\");\n\
+             static __attribute__((noinline)) void fwp_{name}_unit(const struct fwp_scan *s, int64_t unit, int64_t from, int64_t to, \
+             void *memory, void *slots)\n{{\n    \
+             const int64_t together = s->together, parts = {blocks} / together, segments = fwp_segments(s);\n    \
              const int64_t sequence = unit / parts, first = unit % parts * together;\n    \
-             real *const m = (real *)scratch;\n    struct fwp_at at[{blocks}];\n"
+             real *const m = (real *)memory;\n    struct fwp_at *const at = (struct fwp_at *)(m + together * {stride});\n    \
+             (void)slots;\n",
+            self.at_bytes()
         );
         let each = |t: &mut String, indent: usize, what: &str, more: &str| {
             let _ = writeln!(
@@ -144,17 +154,14 @@ impl Driver<'_> {
                 ""
             );
         };
-        each(&mut t, 4, "begin", "");
-        if back {
-            t += "    for (int64_t segment = fwp_segments(s) - 1; segment >= 0; segment--) {\n";
-        } else {
-            t += "    for (int64_t segment = 0; segment < fwp_segments(s); segment++) {\n";
-        }
-        t += "        const int64_t begin = fwp_begin(s, segment), end = fwp_begin(s, segment + 1);\n";
-        let slots = if back { format!(", m + together * {stride}") } else { String::new() };
-        each(&mut t, 8, "steps", &format!(", begin, end{slots}"));
-        t += "    }\n";
-        each(&mut t, 4, "end", "");
+        t += "    if (from == 0)\n";
+        each(&mut t, 8, "begin", "");
+        t += "    for (int64_t i = from; i < to; i++) {\n";
+        let segment = if back { "segments - 1 - i" } else { "i" };
+        let _ = writeln!(t, "        const int64_t begin = fwp_begin(s, {segment}), end = fwp_begin(s, {segment} + 1);");
+        each(&mut t, 8, "steps", if back { ", begin, end, (real *)slots" } else { ", begin, end" });
+        t += "    }\n    if (to == segments)\n";
+        each(&mut t, 8, "end", "");
         t + "}\n\n"
     }
 
