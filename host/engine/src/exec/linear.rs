@@ -82,20 +82,16 @@ mod tests {
                             });
                             let base = based.then(|| numbers(&[rows, &sizes[..1]].concat()));
                             let inputs: Vec<Tensor> = [x.shallow_clone()].into_iter().chain(weights).chain(base).collect();
-                            let parts = |i: &[Tensor]| -> (Vec<Tensor>, Option<Tensor>) {
-                                let all = i[1..=sizes.len()].iter().map(Tensor::shallow_clone).collect();
-                                (all, i.get(1 + sizes.len()).map(Tensor::shallow_clone))
+                            let run = |i: &[Tensor], fast: bool| {
+                                let weights: Vec<&Tensor> = i[1..=sizes.len()].iter().collect();
+                                let work = if fast { linear } else { plain_linear };
+                                joined(work(&i[0], &weights, i.get(1 + sizes.len())))
                             };
-                            let run =
-                                |i: &[Tensor], work: &dyn Fn(&Tensor, &[&Tensor], Option<&Tensor>) -> Result<Vec<Tensor>>| {
-                                    let (weights, base) = parts(i);
-                                    joined(work(&i[0], &weights.iter().collect::<Vec<_>>(), base.as_ref()))
-                                };
                             compare(
                                 &format!("{shape:?}, {layout}, {sizes:?}, {transposed}, {based}"),
                                 &inputs,
-                                &|i| run(i, &linear),
-                                &|i| run(i, &plain_linear),
+                                &|i| run(i, true),
+                                &|i| run(i, false),
                             );
                         }
                     }

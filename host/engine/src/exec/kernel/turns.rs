@@ -21,7 +21,7 @@ const GRAIN: usize = 50_000;
 const MANY: usize = 8;
 
 /// Slices of a unit, where there are fewer. It changes hands when it is more than one of them behind.
-const SLICES: usize = 16;
+const SLICES: usize = 8;
 
 /// The units of a call.
 pub(super) struct Units {
@@ -72,18 +72,17 @@ impl Units {
 
     /// Whole units, `least` at a time.
     fn whole(&self, threads: usize, least: usize, walk: Walk<'_>) -> Result<()> {
-        let at_once = least.max(self.count / (MANY * threads));
         let homes: Vec<Range<usize>> = (0..threads).map(|i| self.home(i, threads)).collect();
         let next: Vec<AtomicUsize> = homes.iter().map(|home| AtomicUsize::new(home.start)).collect();
         let body = |lines: &mut [Line], me: usize| {
             let (memory, slots) = lines.split_at_mut(self.memory);
             for i in (0..threads).map(|i| (me + i) % threads) {
                 loop {
-                    let first = next[i].fetch_add(at_once, Ordering::Relaxed);
+                    let first = next[i].fetch_add(least, Ordering::Relaxed);
                     if first >= homes[i].end {
                         break;
                     }
-                    for unit in first..homes[i].end.min(first + at_once) {
+                    for unit in first..homes[i].end.min(first + least) {
                         walk(unit, 0..self.segments, memory, slots);
                     }
                 }
