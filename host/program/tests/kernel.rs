@@ -406,7 +406,7 @@ fn rows_in_blocks() {
     let step = in_step(&support::rule::<VectorDecay>(dims(64, 128)));
     let w = draw(&step, 5, 2, 1, 0.3, 4);
     let c = compile(&cc, &step, DOUBLE);
-    assert!(c.kernel.blocks > 1 && c.kernel.carried);
+    assert!(c.kernel.blocks > 1);
     let want = interpreted(&step, &w);
     for together in [1, c.kernel.blocks] {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
@@ -430,22 +430,23 @@ rule!(Sums, |dims| Signature::new(dims).state("w", [dims.value, dims.key], State
 fn sums_in_the_place_of_states() {
     use fwp_program::kernel::Gradient;
     let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
-    for (step, carried) in [
-        (vector.clone(), true),
-        (in_step(&support::rule::<SharedDecay>(dims(64, 64))), true),
+    // Whether a state is put aside at steps and at resets.
+    let (sums, stored, back) = ([false, false], [true, false], [false, true]);
+    for (step, aside) in [
+        (vector.clone(), sums),
+        (in_step(&support::rule::<SharedDecay>(dims(64, 64))), sums),
         // The gradient of a key is a sum over the state with what the state's gradient gives.
-        (in_step(&support::rule::<GatedDelta>(dims(64, 64))), false),
-        (in_step(&support::rule::<Coupled>(dims(64, 64))), false),
+        (in_step(&support::rule::<GatedDelta>(dims(64, 64))), stored),
+        (in_step(&support::rule::<Coupled>(dims(64, 64))), stored),
         // One that is added to is computed back where its gradient has to be known for what is read of it, and only there.
-        (in_step(&support::rule::<Sums>(dims(64, 64))), true),
-        (in_step(&support::rule::<support::Delta>(dims(64, 64))), false),
+        (in_step(&support::rule::<Sums>(dims(64, 64))), sums),
+        (in_step(&support::rule::<support::Delta>(dims(64, 64))), back),
     ] {
         let kernel = generate(&step, SINGLE).unwrap();
-        assert_eq!(kernel.carried, carried, "{}", step.name);
-        // A state is put aside every few steps at most, or, where it is computed back, at resets.
+        // With sums, a state is put aside every few steps at most.
         let bytes = [kernel.slots_a_step, kernel.slots_a_reset];
-        let small = bytes.map(|n| n < step.states.len() * 64 * 64 * 4 / 8);
-        assert_eq!(small, [carried || kernel.computed_back, !kernel.computed_back], "{}: {bytes:?}", step.name);
+        let large = bytes.map(|n| n >= step.states.len() * 64 * 64 * 4 / 8);
+        assert_eq!((large, kernel.computed_back), (aside, aside == back), "{}: {bytes:?}", step.name);
     }
     let decay = vector.function.arguments.iter().position(|a| a.name == "decay").unwrap();
     assert_eq!(generate(&vector, SINGLE).unwrap().gradients[decay], Gradient::Steps { parts: 1 });

@@ -16,12 +16,17 @@ Tensor rows_of(const Tensor& t) {
   return t.as_strided({t.numel() / n, n}, {n, 1});
 }
 
-// Rows of `n` numbers that lie as those of `like` do, which is whole.
-Tensor rows_like(const Tensor& like, int64_t n) {
-  std::vector<int64_t> sizes = like.sizes().vec(), strides = like.strides().vec();
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) strides[i] = strides[i] / sizes.back() * n;
-  sizes.back() = n, strides.back() = 1;
-  return at::empty_strided(sizes, strides, like.options());
+// Sizes and strides of rows of `n` numbers that lie as those of `like` do, which is whole.
+struct Form {
+  std::vector<int64_t> sizes, strides;
+  Form(const Tensor& like, int64_t n) : sizes(like.sizes().vec()), strides(like.strides().vec()) {
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) strides[i] = strides[i] / sizes.back() * n;
+    sizes.back() = n, strides.back() = 1;
+  }
+};
+
+Tensor empty(const Form& form, const Tensor& like) {
+  return at::empty_strided(form.sizes, form.strides, like.options());
 }
 
 void expect_weight(const Tensor& w, const Tensor& x) {
@@ -42,7 +47,7 @@ char* fwp_linear(const Tensor* x, const Tensor* const* weights, size_t count, co
     for (size_t i = 0; i < count; ++i) {
       const Tensor& w = *weights[i];
       expect_weight(w, from);
-      made.push_back(rows_like(from, w.size(0)));
+      made.push_back(empty(Form(from, w.size(0)), from));
       Tensor to = rows_of(made[i]);
       if (base != nullptr && i == 0) {
         expect(*base, from, made[0].sizes(), "what is added");
@@ -68,11 +73,12 @@ char* fwp_linear_back(const Tensor* const* gradients, const Tensor* x, const Ten
       if (gradients[i] == nullptr) continue;
       const Tensor& w = *weights[i];
       expect_weight(w, from);
-      const Tensor like = rows_like(from, w.size(0));
-      expect(*gradients[i], from, like.sizes(), "the gradient");
-      const Tensor g = rows_of(placed(*gradients[i], like));
+      const Form form(from, w.size(0));
+      expect(*gradients[i], from, form.sizes, "the gradient");
+      const bool lies = gradients[i]->strides() == at::IntArrayRef(form.strides);
+      const Tensor g = rows_of(lies ? *gradients[i] : empty(form, from).copy_(*gradients[i]));
       if (needed[0] && !of_x.defined()) {
-        of_x = rows_like(from, from.size(-1));
+        of_x = at::empty_like(from);
         Tensor to = rows_of(of_x);
         at::mm_out(to, g, w);
       } else if (needed[0]) {

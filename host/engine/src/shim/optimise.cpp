@@ -34,35 +34,48 @@ bool alike(const Tensor& a, const Tensor& b) {
   return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
 }
 
-// Where the pieces of each tensor of a list begin among the units, and after the last the number of all.
-std::vector<int64_t> pieces(const std::vector<Tensor>& list) {
-  std::vector<int64_t> first = {0};
-  for (const Tensor& t : list) first.push_back(first.back() + (t.numel() + kGrain - 1) / kGrain);
-  return first;
-}
+// The numbers `from` to `to` of the tensor `of` of a list.
+struct Piece {
+  size_t of;
+  int64_t from, to;
+};
 
-// The tensor of a unit.
-size_t owner(const std::vector<int64_t>& first, int64_t unit) {
-  return std::upper_bound(first.begin(), first.end(), unit) - first.begin() - 1;
-}
+// The units of a list of tensors, a piece of one tensor each.
+class Pieces {
+  std::vector<int64_t> sizes, first = {0};
+
+ public:
+  explicit Pieces(const std::vector<Tensor>& list) {
+    for (const Tensor& t : list) {
+      sizes.push_back(t.numel());
+      first.push_back(first.back() + (t.numel() + kGrain - 1) / kGrain);
+    }
+  }
+
+  int64_t count() const { return first.back(); }
+
+  Piece operator[](int64_t unit) const {
+    const size_t of = std::upper_bound(first.begin(), first.end(), unit) - first.begin() - 1;
+    const int64_t from = (unit - first[of]) * kGrain;
+    return {of, from, std::min(sizes[of], from + kGrain)};
+  }
+};
 
 // ---- norm ----
 
 template <typename T>
 struct Squares {
-  std::vector<int64_t> first;
+  Pieces pieces;
   std::vector<const T*> from;
-  std::vector<int64_t> sizes;
   double* sums;  // one a unit
 };
 
 template <typename T>
 FWP_PART void squares(const Squares<T>& o, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const size_t i = owner(o.first, unit);
-    const int64_t start = (unit - o.first[i]) * kGrain;
-    const T* x = o.from[i] + start;
-    o.sums[unit] = sum_of<T, true, false>(x, x, nullptr, std::min(kGrain, o.sizes[i] - start));
+    const Piece p = o.pieces[unit];
+    const T* x = o.from[p.of] + p.from;
+    o.sums[unit] = sum_of<T, true, false>(x, x, nullptr, p.to - p.from);
   }
 }
 
@@ -70,11 +83,11 @@ FWP_KERNEL(sum_squares, squares, Squares)
 
 template <typename T>
 Tensor norm(const std::vector<Tensor>& list) {
-  Squares<T> o = {pieces(list), {}, {}, nullptr};
-  for (const Tensor& t : list) o.from.push_back(t.const_data_ptr<T>()), o.sizes.push_back(t.numel());
-  std::vector<double> sums(o.first.back());
+  Squares<T> o = {Pieces(list), {}, nullptr};
+  for (const Tensor& t : list) o.from.push_back(t.const_data_ptr<T>());
+  std::vector<double> sums(o.pieces.count());
   o.sums = sums.data();
-  at::parallel_for(0, o.first.back(), 1, [&](int64_t begin, int64_t end) { sum_squares<T>(o, begin, end); });
+  at::parallel_for(0, o.pieces.count(), 1, [&](int64_t begin, int64_t end) { sum_squares<T>(o, begin, end); });
   double all = 0;
   for (double sum : sums) all += sum;
   return at::scalar_tensor(std::sqrt(all), list[0].options());
@@ -98,18 +111,16 @@ Tensor plain_norm(const std::vector<Tensor>& list) {
 
 template <typename T>
 struct Scale {
-  std::vector<int64_t> first;
+  Pieces pieces;
   std::vector<T*> to;
-  std::vector<int64_t> sizes;
   T factor;
 };
 
 template <typename T>
 FWP_PART void scale(const Scale<T>& o, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const size_t which = owner(o.first, unit);
-    const int64_t start = (unit - o.first[which]) * kGrain, last = std::min(o.sizes[which], start + kGrain);
-    for (int64_t i = start; i < last; ++i) o.to[which][i] *= o.factor;
+    const Piece p = o.pieces[unit];
+    for (int64_t i = p.from; i < p.to; ++i) o.to[p.of][i] *= o.factor;
   }
 }
 
@@ -117,9 +128,9 @@ FWP_KERNEL(scale_all, scale, Scale)
 
 template <typename T>
 void scaled(const std::vector<Tensor>& list, double factor) {
-  Scale<T> o = {pieces(list), {}, {}, T(factor)};
-  for (const Tensor& t : list) o.to.push_back(t.mutable_data_ptr<T>()), o.sizes.push_back(t.numel());
-  at::parallel_for(0, o.first.back(), 1, [&](int64_t begin, int64_t end) { scale_all<T>(o, begin, end); });
+  Scale<T> o = {Pieces(list), {}, T(factor)};
+  for (const Tensor& t : list) o.to.push_back(t.mutable_data_ptr<T>());
+  at::parallel_for(0, o.pieces.count(), 1, [&](int64_t begin, int64_t end) { scale_all<T>(o, begin, end); });
 }
 
 // ---- Adam ----
@@ -129,14 +140,13 @@ template <typename T>
 struct Member {
   T *parameter, *first, *second;
   const T* gradient;
-  int64_t size;
   T rate;  // over 1 - beta1^step
   T root;  // the square root of 1 - beta2^step
 };
 
 template <typename T>
 struct Adam {
-  std::vector<int64_t> first;
+  Pieces pieces;
   std::vector<Member<T>> members;
   T beta1, beta2, epsilon;
   T shrink;  // of the parameter, for decoupled decay; else 1
@@ -146,14 +156,13 @@ struct Adam {
 template <typename T>
 FWP_PART void adam(const Adam<T>& o, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const size_t which = owner(o.first, unit);
-    const Member<T>& p = o.members[which];
-    const int64_t start = (unit - o.first[which]) * kGrain, last = std::min(p.size, start + kGrain);
+    const Piece piece = o.pieces[unit];
+    const Member<T>& p = o.members[piece.of];
     T* __restrict parameter = p.parameter;
     T* __restrict first = p.first;
     T* __restrict second = p.second;
     const T* __restrict gradient = p.gradient;
-    for (int64_t i = start; i < last; ++i) {
+    for (int64_t i = piece.from; i < piece.to; ++i) {
       const T g = gradient[i] + o.decay * parameter[i];
       first[i] += (T(1) - o.beta1) * (g - first[i]);
       second[i] = o.beta2 * second[i] + (T(1) - o.beta2) * g * g;
@@ -174,7 +183,7 @@ struct Rates {
 template <typename T>
 void run(const Rates& r, const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients,
          const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& steps) {
-  Adam<T> o = {pieces(parameters), {}, T(r.beta1), T(r.beta2), T(r.epsilon), 1, 0};
+  Adam<T> o = {Pieces(parameters), {}, T(r.beta1), T(r.beta2), T(r.epsilon), 1, 0};
   if (r.decoupled) {
     o.shrink = T(1 - r.rate * r.weight_decay);
   } else {
@@ -183,10 +192,10 @@ void run(const Rates& r, const std::vector<Tensor>& parameters, const std::vecto
   for (size_t i = 0; i < parameters.size(); ++i) {
     const double step = *steps[i].mutable_data_ptr<float>() += 1;
     o.members.push_back({parameters[i].mutable_data_ptr<T>(), first[i].mutable_data_ptr<T>(),
-                         second[i].mutable_data_ptr<T>(), gradients[i].const_data_ptr<T>(), parameters[i].numel(),
+                         second[i].mutable_data_ptr<T>(), gradients[i].const_data_ptr<T>(),
                          T(r.rate / (1 - std::pow(r.beta1, step))), T(std::sqrt(1 - std::pow(r.beta2, step)))});
   }
-  at::parallel_for(0, o.first.back(), 1, [&](int64_t begin, int64_t end) { adam_step<T>(o, begin, end); });
+  at::parallel_for(0, o.pieces.count(), 1, [&](int64_t begin, int64_t end) { adam_step<T>(o, begin, end); });
 }
 
 // The same by libtorch, for tensors of any device and type, and for steps that may be skipped.

@@ -125,9 +125,6 @@ pub struct Kernel {
     pub slots_a_reset: usize,
     /// Whether states are computed back: then slots hold those before a reset, and no others.
     pub computed_back: bool,
-    /// Whether the adjoint reads sums over states in the place of states.
-    /// Then slots hold those sums, and a state every few steps at most.
-    pub carried: bool,
     /// Elements that a block stores for the backward pass at every step.
     pub saved: usize,
     /// The gradient of every argument.

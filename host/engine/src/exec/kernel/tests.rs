@@ -40,7 +40,6 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         slots_a_step: block.max(super::buffers::second_level_cache() / 2 / interval),
         slots_a_reset: 0,
         computed_back: false,
-        carried: false,
         saved: 0,
         gradients: vec![
             Gradient::Steps { parts: blocks },

@@ -260,7 +260,6 @@ impl Driver<'_> {
             slots_a_step: room.a_step * self.lay.bytes,
             slots_a_reset: room.a_reset * self.lay.bytes,
             computed_back,
-            carried: self.passing(),
             saved: self.saved_room(),
             gradients,
             operations: [forward_operations, repeated + operations],

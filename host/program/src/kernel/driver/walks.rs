@@ -71,10 +71,10 @@ impl Rooms {
 }
 
 impl Driver<'_> {
-    pub(super) fn at_struct(&self) -> String {
+    /// The lists of pointers of a `struct fwp_at`, and how long each is.
+    fn at_lists(&self) -> [(&'static str, usize); 13] {
         let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
-        let mut t = String::from("/* Where one step finds and leaves its values. */\nstruct fwp_at {\n");
-        for (what, n) in [
+        [
             ("const void *in", arguments),
             ("real *in_gradient", arguments),
             ("real *right", arguments),
@@ -88,7 +88,12 @@ impl Driver<'_> {
             ("real *carried_out", states),
             ("real *kept", kept),
             ("const real *kept_gradient", kept),
-        ] {
+        ]
+    }
+
+    pub(super) fn at_struct(&self) -> String {
+        let mut t = String::from("/* Where one step finds and leaves its values. */\nstruct fwp_at {\n");
+        for (what, n) in self.at_lists() {
             let _ = writeln!(t, "    {what}[{n}];");
         }
         t + "    real *saved, *passed, *brought, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
@@ -129,8 +134,8 @@ impl Driver<'_> {
 
     /// Bytes of the `struct fwp_at` of one block, in whole lines.
     pub(super) fn at_bytes(&self) -> usize {
-        let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
-        ((3 * arguments + 9 * states + 2 * kept + 5) * 8 + 24).next_multiple_of(64)
+        let pointers = self.at_lists().iter().map(|l| l.1).sum::<usize>() + 5;
+        (pointers * 8 + 24).next_multiple_of(64)
     }
 
     /// The function that the host calls: some segments of a unit, in the order of the walk. What a block has begun with stays in the memory of the unit.
