@@ -4,7 +4,7 @@
 
 mod support;
 
-use fwp_program::kernel::{Real, Target, generate, of_rule};
+use fwp_program::kernel::{Kernel, Real, Target, generate, of_rule};
 use fwp_sdk::build::Dims;
 use fwp_sdk::prelude::*;
 use support::kernels::{agree, compile, compiler, differences, draw, in_step, interpreted};
@@ -407,6 +407,7 @@ fn rows_in_blocks() {
     let w = draw(&step, 5, 2, 1, 0.3, 4);
     let c = compile(&cc, &step, DOUBLE);
     assert!(c.kernel.blocks > 1);
+    assert_eq!(puts_aside(&c.kernel, 64 * 128 * 8 / c.kernel.blocks), [false, false], "sums are carried");
     let want = interpreted(&step, &w);
     for together in [1, c.kernel.blocks] {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
@@ -425,12 +426,16 @@ rule!(Sums, |dims| Signature::new(dims).state("w", [dims.value, dims.key], State
     s.set_state("w", w);
 });
 
+/// Whether states of so many bytes a block are put aside at every step, and at every reset. With sums in their place, they are every few steps at most.
+fn puts_aside(kernel: &Kernel, bytes: usize) -> [bool; 2] {
+    [kernel.slots_a_step, kernel.slots_a_reset].map(|n| n >= bytes / 8)
+}
+
 /// Where a step only scales its states and adds to them, sums are carried and no states are kept; elsewhere they are.
 #[test]
 fn sums_in_the_place_of_states() {
     use fwp_program::kernel::Gradient;
     let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
-    // Whether a state is put aside at steps and at resets.
     let (sums, stored, back) = ([false, false], [true, false], [false, true]);
     for (step, aside) in [
         (vector.clone(), sums),
@@ -443,10 +448,8 @@ fn sums_in_the_place_of_states() {
         (in_step(&support::rule::<support::Delta>(dims(64, 64))), back),
     ] {
         let kernel = generate(&step, SINGLE).unwrap();
-        // With sums, a state is put aside every few steps at most.
-        let bytes = [kernel.slots_a_step, kernel.slots_a_reset];
-        let large = bytes.map(|n| n >= step.states.len() * 64 * 64 * 4 / 8);
-        assert_eq!((large, kernel.computed_back), (aside, aside == back), "{}: {bytes:?}", step.name);
+        let found = puts_aside(&kernel, step.states.len() * 64 * 64 * 4);
+        assert_eq!((found, kernel.computed_back), (aside, aside == back), "{}", step.name);
     }
     let decay = vector.function.arguments.iter().position(|a| a.name == "decay").unwrap();
     assert_eq!(generate(&vector, SINGLE).unwrap().gradients[decay], Gradient::Steps { parts: 1 });

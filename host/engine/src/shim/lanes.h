@@ -187,10 +187,13 @@ inline at::Tensor whole(const at::Tensor& t) {
   return t.is_non_overlapping_and_dense() && (t.dim() == 0 || t.stride(-1) == 1) ? t : t.contiguous();
 }
 
-// `t` with every element where `like`, which is whole, has it.
-inline at::Tensor placed(const at::Tensor& t, const at::Tensor& like) {
-  return t.strides() == like.strides() ? t : at::empty_like(like).copy_(t);
+// `t` with these strides, which leave no gaps.
+inline at::Tensor placed(const at::Tensor& t, at::IntArrayRef strides) {
+  return t.strides() == strides ? t : at::empty_strided(t.sizes(), strides, t.options()).copy_(t);
 }
+
+// `t` with every element where `like`, which is whole, has it.
+inline at::Tensor placed(const at::Tensor& t, const at::Tensor& like) { return placed(t, like.strides()); }
 
 template <typename F>
 void by_type(const at::Tensor& t, F&& f) {

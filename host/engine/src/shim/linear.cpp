@@ -25,10 +25,6 @@ struct Form {
   }
 };
 
-Tensor empty(const Form& form, const Tensor& like) {
-  return at::empty_strided(form.sizes, form.strides, like.options());
-}
-
 void expect_weight(const Tensor& w, const Tensor& x) {
   TORCH_CHECK(w.dim() == 2, "a linear map by ", w.sizes());
   expect(w, x, {w.size(0), x.size(-1)}, "the weight");
@@ -47,7 +43,8 @@ char* fwp_linear(const Tensor* x, const Tensor* const* weights, size_t count, co
     for (size_t i = 0; i < count; ++i) {
       const Tensor& w = *weights[i];
       expect_weight(w, from);
-      made.push_back(empty(Form(from, w.size(0)), from));
+      const Form form(from, w.size(0));
+      made.push_back(at::empty_strided(form.sizes, form.strides, from.options()));
       Tensor to = rows_of(made[i]);
       if (base != nullptr && i == 0) {
         expect(*base, from, made[0].sizes(), "what is added");
@@ -75,8 +72,7 @@ char* fwp_linear_back(const Tensor* const* gradients, const Tensor* x, const Ten
       expect_weight(w, from);
       const Form form(from, w.size(0));
       expect(*gradients[i], from, form.sizes, "the gradient");
-      const bool lies = gradients[i]->strides() == at::IntArrayRef(form.strides);
-      const Tensor g = rows_of(lies ? *gradients[i] : empty(form, from).copy_(*gradients[i]));
+      const Tensor g = rows_of(placed(*gradients[i], form.strides));
       if (needed[0] && !of_x.defined()) {
         of_x = at::empty_like(from);
         Tensor to = rows_of(of_x);
