@@ -4,7 +4,7 @@
 
 mod support;
 
-use fwp_program::kernel::{Kernel, Real, Target, generate, of_rule};
+use fwp_program::kernel::{InStep, Kernel, Real, Target, generate, of_rule};
 use fwp_sdk::build::Dims;
 use fwp_sdk::prelude::*;
 use support::kernels::{agree, compile, compiler, differences, draw, in_step, interpreted};
@@ -254,6 +254,8 @@ fn gated_delta() {
 #[test]
 fn vector_decay() {
     judge::<VectorDecay>(SIZES, 0.5);
+    // More sums across lanes than wait for each other, and a rest.
+    judge::<VectorDecay>(&[(37, 43)], 0.5);
     judge::<SharedDecay>(SIZES, 0.5);
 }
 
@@ -385,6 +387,26 @@ fn text_is_bounded() {
     let fastest = (0..3).map(|_| compile(&cc, &step, SINGLE).seconds).fold(f64::INFINITY, f64::min);
     // One second on a machine of its own; tests share theirs.
     assert!(fastest < 4.0, "a compiler takes {fastest} s");
+}
+
+/// The walk forwards has those axes in lanes that spare it sums across them, whatever suits the way back; states change their form at checkpoints.
+#[test]
+fn lanes_of_the_walk_forwards() {
+    // A routine of the step, without those that come after it.
+    let text = |kernel: &Kernel, name: &str| {
+        let at = kernel.source.find(&format!("void {name}(")).unwrap();
+        kernel.source[at..].split("\n}\n").next().unwrap().to_string()
+    };
+    let across = |kernel: &Kernel, name: &str| text(kernel, name).contains("fwp_reduce_lanes");
+    let kernel = |step: &InStep| generate(step, SINGLE).unwrap();
+    let decay = kernel(&in_step(&support::rule::<VectorDecay>(dims(64, 64))));
+    assert_eq!(["fwp_step0", "fwp_step_again", "fwp_step_back0"].map(|r| across(&decay, r)), [false, false, true]);
+    assert!(decay.notes.iter().any(|n| n.contains("on the way forwards")), "{:?}", decay.notes);
+    // What suits both ways stays, and checkpoints are copies of what is in memory.
+    let delta = kernel(&in_step(&support::rule::<support::Delta>(dims(64, 64))));
+    assert!(!delta.notes.iter().any(|n| n.contains("on the way forwards")), "{:?}", delta.notes);
+    assert!(text(&delta, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
+    assert!(!text(&decay, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
 }
 
 /// Independent rows are walked in blocks, and their partial gradients add up.

@@ -14,6 +14,8 @@ use crate::graph::sizes;
 /// A step and its adjoint.
 pub struct Lowered {
     pub graph: Graph,
+    /// Axes by how well they suit the step forwards as lanes. The order of the graph weighs the step, the step again and its adjoint.
+    pub order_ahead: Vec<Axis>,
     /// Axes of every argument, by dimension.
     pub arguments: Vec<Vec<Option<Axis>>>,
     /// Axes of every state, by dimension.
@@ -97,10 +99,13 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<L
     if let Some((axis, n)) = rows {
         axis_sizes[axis] = n;
     }
-    let graph = Graph { sizes: axis_sizes, order: order(&f, &types, &axes, results), ..Graph::default() };
+    let forward = crate::graph::ancestors(&f, f.outputs[..results].iter().map(|o| o.node));
+    // Steps forwards are computed twice.
+    let order = order(&f, &types, &axes, |i| if forward[i] { 2 } else { 1 }, (0..axes.sizes.len()).collect());
+    let mut order_ahead = self::order(&f, &types, &axes, |i| usize::from(forward[i]), order.clone());
+    let graph = Graph { sizes: axis_sizes, order, ..Graph::default() };
     let mut l = Lowering { f: &f, types: &types, axes: &axes, graph, done: Vec::new(), arguments: n_arguments, kept: step.kept };
     // Nodes of the step itself come first and keep the form in which they are written.
-    let forward = crate::graph::ancestors(&f, f.outputs[..results].iter().map(|o| o.node));
     l.done = vec![usize::MAX; f.nodes.len()];
     // Where a state's next value or gradient could not have the state's axes, it changes them.
     let state_axes: Vec<Vec<Option<Axis>>> = (0..step.states.len())
@@ -143,7 +148,9 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<L
     }
     let state_gradients =
         (0..step.states.len()).map(|i| l.aligned(f.outputs[results + floats.len() + i].node, &state_axes[i])).collect();
+    order_ahead.extend(l.graph.order.iter().copied().filter(|a| *a >= axes.sizes.len()));
     Ok(Lowered {
+        order_ahead,
         arguments,
         states: state_axes,
         kept_axes: (0..step.kept).map(|i| axes.of[f.outputs[i].node as usize].clone()).collect(),
@@ -188,14 +195,13 @@ fn renamed(graph: &mut Graph, have: &[Option<Axis>], wanted: &[Option<Axis>]) ->
     places
 }
 
-/// Axes by how well they suit as lanes: a sum across lanes is the expensive kind.
-fn order(f: &Function, types: &[Type], axes: &Axes, results: usize) -> Vec<Axis> {
-    let forward = crate::graph::ancestors(f, f.outputs[..results].iter().map(|o| o.node));
+/// Axes by how well they suit as lanes, where a node weighs so much: a sum across lanes is the expensive kind. Those that suit alike
+/// stay in the order in which they are given.
+fn order(f: &Function, types: &[Type], axes: &Axes, weight: impl Fn(usize) -> usize, mut order: Vec<Axis>) -> Vec<Axis> {
     let n = axes.sizes.len();
     let (mut across, mut seen) = (vec![0usize; n], vec![0usize; n]);
     for (i, node) in f.nodes.iter().enumerate() {
-        // Steps forwards are computed twice.
-        let weight = if forward[i] { 2 } else { 1 };
+        let weight = weight(i);
         let mut sum = |x: NodeId, dims: &[usize]| {
             let elements = sizes(&types[x as usize]).iter().product::<usize>();
             for d in dims {
@@ -213,18 +219,17 @@ fn order(f: &Function, types: &[Type], axes: &Axes, results: usize) -> Vec<Axis>
             _ => {}
         }
         let shape = sizes(&types[i]);
-        if shape.len() > 1 {
+        if shape.len() > 1 && weight > 0 {
             let elements = shape.iter().product::<usize>();
             axes.of[i].iter().flatten().for_each(|a| seen[*a] += elements);
         }
     }
-    let mut order: Vec<Axis> = (0..n).collect();
     // Sums across lanes for every element; a short axis wastes lanes.
     let bad = |a: &Axis| {
         let share = if seen[*a] == 0 { 0.0 } else { across[*a] as f64 / seen[*a] as f64 };
         share + 16.0 / axes.sizes[*a] as f64
     };
-    order.sort_by(|a, b| (seen[*a] == 0).cmp(&(seen[*b] == 0)).then(bad(a).total_cmp(&bad(b))).then(a.cmp(b)));
+    order.sort_by(|a, b| (seen[*a] == 0).cmp(&(seen[*b] == 0)).then(bad(a).total_cmp(&bad(b))));
     order
 }
 

@@ -58,6 +58,10 @@ const MOST_FORESEEN: usize = 4096;
 struct Driver<'a> {
     step: &'a InStep,
     low: &'a Lowered,
+    /// The graph with the axes in lanes that the walk which is being written has there.
+    graph: &'a Graph,
+    /// That of the walk forwards.
+    ahead: &'a Graph,
     lay: Layouts,
     memory: Memory,
     masks: HashMap<Axis, usize>,
@@ -85,6 +89,7 @@ struct Routine {
 
 /// The kernel of a step that has been lowered; `split` says which axis is cut into how many blocks.
 pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, usize)>) -> Result<Kernel, String> {
+    let ahead = graph_ahead(low);
     let lay = Layouts::new(&low.graph, target);
     let port = |dims: &[Option<Axis>], ty: &Type| match ty {
         Type::Tensor(t) => Ok(Port {
@@ -115,10 +120,11 @@ pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, 
     if kept.iter().any(|k| k.dtype != Dtype::Float) {
         return Err("a kept value is not of floats".into());
     }
-    let state_rooms = states.iter().map(|s| lay.room(&low.graph, &s.axes()).next_multiple_of(16)).collect();
     let mut d = Driver {
         step,
         low,
+        graph: &ahead,
+        ahead: &ahead,
         lay,
         memory: Memory::default(),
         masks: HashMap::new(),
@@ -130,14 +136,37 @@ pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, 
         saved: low.saved.iter().map(|s| s.1).collect(),
         copies: Vec::new(),
         kept_copies: Vec::new(),
-        state_rooms,
+        state_rooms: Vec::new(),
     };
     d.kernel(target)
 }
 
-impl Driver<'_> {
+/// The graph with the axes in lanes that suit the step forwards, if the values that it saves for the way back lie alike with them. States
+/// need not: checkpoints hold them row by row then.
+fn graph_ahead(low: &Lowered) -> Graph {
+    let mut graph = low.graph.clone();
+    graph.order.clone_from(&low.order_ahead);
+    if low.saved.iter().all(|(_, n)| graph.lane(graph.axes(*n)) == low.graph.lane(graph.axes(*n))) {
+        graph
+    } else {
+        low.graph.clone()
+    }
+}
+
+impl<'a> Driver<'a> {
     fn g(&self) -> &Graph {
-        &self.low.graph
+        self.graph
+    }
+
+    /// Begins with a walk whose lanes are those of `graph`.
+    fn begin(&mut self, graph: &'a Graph) {
+        self.graph = graph;
+        self.memory = Memory::default();
+        self.masks.clear();
+        self.copies.clear();
+        self.kept_copies.clear();
+        self.state_rooms = self.states.iter().map(|s| self.lay.room(graph, &s.axes()).next_multiple_of(16)).collect();
+        self.allocate_copies();
     }
 
     fn memory_take(&mut self, elements: usize) -> usize {
@@ -146,7 +175,7 @@ impl Driver<'_> {
 
     fn kernel(&mut self, target: Target) -> Result<Kernel, String> {
         // Forward: its own memory.
-        self.allocate_copies();
+        self.begin(self.ahead);
         let mut forward_states = Vec::new();
         for i in 0..self.states.len() {
             let room = self.state_rooms[i];
@@ -163,11 +192,7 @@ impl Driver<'_> {
         let forward_bytes = self.memory.elements * self.lay.bytes + self.at_bytes();
 
         // Backward: states from one checkpoint to the next, if they have to be, and the adjoint.
-        self.memory = Memory::default();
-        self.masks.clear();
-        self.copies.clear();
-        self.kept_copies.clear();
-        self.allocate_copies();
+        self.begin(&self.low.graph);
         let (given, gradients) = self.gradients();
         let low = self.low;
         let strata = &low.strata;
@@ -274,9 +299,9 @@ impl Driver<'_> {
         let mut notes = Vec::new();
         let bytes: usize = self.state_rooms.iter().sum::<usize>() * self.lay.bytes;
         let blocks = self.split.map_or(1, |s| s.1);
-        let lanes: HashSet<Axis> = self.states.iter().filter_map(|s| self.g().lane(&s.axes())).collect();
+        let lanes = |g: &Graph| -> HashSet<Axis> { self.states.iter().filter_map(|s| g.lane(&s.axes())).collect() };
         let mut rows: Vec<String> =
-            lanes.iter().map(|a| format!("{} rows in blocks of {}", self.lay.sizes[*a], self.lay.block(*a))).collect();
+            lanes(self.g()).iter().map(|a| format!("{} rows in blocks of {}", self.lay.sizes[*a], self.lay.block(*a))).collect();
         rows.sort();
         let what = if blocks > 1 { format!("{blocks} independent blocks a sequence, each ") } else { String::new() };
         notes.push(format!("{what}{} in vectors of {} lanes", rows.join(", "), self.lay.lanes));
@@ -286,6 +311,9 @@ impl Driver<'_> {
             _ => "no cache that a core has for itself",
         };
         notes.push(format!("a state of {} KiB fits into {fits}", bytes.div_ceil(1024)));
+        if lanes(self.ahead) != lanes(self.g()) {
+            notes.push("on the way forwards its rows are the other axis, which spares sums across lanes".into());
+        }
         for (count, way) in [(self.low.ahead.count, "forwards"), (self.low.strata.count, "back")] {
             if count > 1 {
                 notes.push(format!("its states are walked {way} in {count} groups, one after the other"));

@@ -258,9 +258,12 @@ impl Driver<'_> {
         self.transfer(p, own, &format!("({theirs})"), way, indent)
     }
 
-    /// Whether a checkpoint can hold our layout as it is.
+    /// Whether a checkpoint can hold our layout as it is, which both walks have then.
     pub(super) fn flat_checkpoint(&self, i: usize) -> bool {
         let axes = self.states[i].axes();
+        if self.ahead.lane(&axes) != self.low.graph.lane(&axes) {
+            return false;
+        }
         match self.g().lane(&axes) {
             None => true,
             Some(lane) => !self.lay.ragged(lane) && self.split.is_none_or(|(a, _)| a == lane),

@@ -74,8 +74,8 @@ impl Driver<'_> {
             };
             dests.push(place);
         }
-        let Driver { low, lay, memory, masks, globals, .. } = &mut *self;
-        let graph = &low.graph;
+        let Driver { graph, lay, memory, masks, globals, .. } = &mut *self;
+        let graph = *graph;
         let (lay, mut memory_now, mut masks_now, mut globals_now) =
             (lay.clone(), std::mem::take(memory), std::mem::take(masks), std::mem::take(globals));
         let leaves = |leaf: Leaf| self.place_of(leaf);

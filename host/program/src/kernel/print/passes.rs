@@ -9,6 +9,10 @@ use crate::kernel::nests::{Pass, Task};
 /// Sums that processors have in the making at the same time: two additions a cycle, each of which takes four.
 const CHAINS: usize = 8;
 
+/// Sums across lanes that are put together at a time: work enough that no part is still on its way to memory when it is
+/// read again, and few enough for the nearest cache. A multiple of all numbers of lanes.
+const SUMS_TOGETHER: usize = 32;
+
 /// Copies in the innermost loop.
 #[derive(Clone, Copy)]
 pub(super) struct Copies {
@@ -74,20 +78,21 @@ impl Printer<'_> {
         if at_once.is_empty() {
             self.run(pass, lane, *inner, ("0", &size.to_string()), copies)?;
         } else {
-            // Parts of as many sums as there are lanes are put together at a time: they stay in the nearest cache.
             let lanes = self.lay.lanes;
-            let full = size / lanes * lanes;
+            let together = self.sums_together(size);
+            let full = size / together * together;
             if full > 0 {
-                self.open(format!("for (int part = 0; part < {full}; part += FWP_LANES)"));
-                self.run(pass, lane, *inner, ("part", "part + FWP_LANES"), Copies { places: places.min(lanes), ..copies })?;
-                self.put_together(&at_once, lane)?;
+                self.open(format!("for (int part = 0; part < {full}; part += {together})"));
+                let end = format!("part + {together}");
+                self.run(pass, lane, *inner, ("part", &end), Copies { places: places.min(lanes), ..copies })?;
+                self.put_together(&at_once, lane, together)?;
                 self.close();
             }
             if full < size {
                 self.open("");
                 self.line(format!("const int part = {full};"));
                 self.run(pass, lane, *inner, ("part", &size.to_string()), Copies { places: 1, ..copies })?;
-                self.put_together(&at_once, lane)?;
+                self.put_together(&at_once, lane, size - full)?;
                 self.close();
             }
         }
@@ -175,13 +180,24 @@ impl Printer<'_> {
         Ok(())
     }
 
-    /// Completes sums across lanes whose parts are there.
-    pub(super) fn put_together(&mut self, nodes: &[Id], lane: Axis) -> Result<(), String> {
+    /// Sums across lanes whose parts wait for each other, of a pass with so many: whole vectors of results.
+    pub(super) fn sums_together(&self, size: usize) -> usize {
+        let lanes = self.lay.lanes;
+        (size / lanes * lanes).clamp(lanes, SUMS_TOGETHER.max(lanes))
+    }
+
+    /// Completes the next `count` sums across lanes, whose parts are there.
+    pub(super) fn put_together(&mut self, nodes: &[Id], lane: Axis, count: usize) -> Result<(), String> {
         for n in nodes {
             let to = self.array(*n)?;
             let assign = if self.lay.blocks(lane) > 1 { "+=" } else { "=" };
             let at = self.parts[n];
-            self.line(format!("*(vf *)({} + part) {assign} fwp_reduce_lanes((const vf *)(m + {at}));", to.pointer));
+            self.open(format!("for (int i = 0; i < {count}; i += FWP_LANES)"));
+            self.line(format!(
+                "*(vf *)({} + part + i) {assign} fwp_reduce_lanes((const vf *)(m + {at} + i * FWP_LANES));",
+                to.pointer
+            ));
+            self.close();
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl Printer<'_> {
             if self.folds_at_once(*n, *fold) {
                 let at = match self.parts.get(n) {
                     Some(at) => *at,
-                    None => self.memory.take(self.lay.lanes * self.lay.lanes),
+                    None => self.memory.take(self.sums_together(elements) * self.lay.lanes),
                 };
                 self.parts.insert(*n, at);
                 if blocks > 1 {
