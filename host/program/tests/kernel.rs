@@ -87,6 +87,22 @@ rule!(
     }
 );
 
+// The delta rule with a decay for every key.
+rule!(
+    KeyGated,
+    |dims| Signature::new(dims).signal("decay", [dims.key]).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, k, v) = s.query_key_value();
+        let decay = s.signal("decay").sigmoid();
+        let w = s.state("w");
+        let d = w.shape()[0];
+        let w = &w * decay.expand(0, d);
+        let w = &w + outer(v - w.matvec(&k), &k);
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
 rule!(
     Normalised,
     |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros).state("z", [dims.key], StateStart::Zeros),
@@ -249,6 +265,7 @@ fn speed() {
 #[test]
 fn gated_delta() {
     judge::<GatedDelta>(SIZES, 0.5);
+    judge::<KeyGated>(SIZES, 0.5);
 }
 
 #[test]
@@ -435,6 +452,13 @@ fn rows_in_blocks() {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
         agree(&format!("vector decay, {together} blocks a unit"), &got, &want, 1e-10);
     }
+    // A way back that reads states and their gradients has both in the nearest cache, if that repeats nothing dear and leaves whole sweeps.
+    let blocks = |step: &InStep, vector_bytes: usize| generate(step, Target { real: Real::F32, vector_bytes }).unwrap().blocks;
+    assert_eq!(blocks(&in_step(&support::rule::<support::Delta>(dims(64, 64))), 32), 2);
+    assert_eq!(blocks(&in_step(&support::rule::<support::Delta>(dims(64, 64))), 64), 1);
+    assert_eq!(blocks(&in_step(&support::rule::<support::Delta>(dims(128, 128))), 32), 4);
+    assert_eq!(blocks(&in_step(&support::rule::<KeyGated>(dims(64, 64))), 32), 1);
+    assert_eq!(blocks(&in_step(&support::rule::<VectorDecay>(dims(64, 64))), 32), 1);
     // One step's softmax over the rows makes the next step's key: no blocks.
     let step = in_step(&support::rule::<DeltaRnn>(dims(64, 128)));
     assert_eq!(fwp_program::kernel::generate(&step, SINGLE).unwrap().blocks, 1);

@@ -243,6 +243,16 @@ pub fn separable(low: &Lowered) -> Option<Axis> {
     free.then_some(axis)
 }
 
+/// Whether there are dear functions (exponentials and their kin) of the other axes alone, which every block of an axis computes for itself.
+pub fn dear_beside(low: &Lowered, axis: Axis) -> bool {
+    let g = &low.graph;
+    let gradients = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
+    let seen = reachable(g, low.kept.iter().chain(&low.next).chain(gradients).copied());
+    let dear = |n: &Node| matches!(n.what, What::Map(fun) if fun.cost() > Fun::Div.cost());
+    let beside = |n: &Node| !n.axes.is_empty() && !n.axes.contains(&axis);
+    g.nodes.iter().zip(seen).any(|(n, seen)| seen && dear(n) && beside(n))
+}
+
 /// Elements of the states of one sequence.
 pub fn state_elements(low: &Lowered) -> usize {
     low.states.iter().map(|dims| low.graph.elements(&dims.iter().flatten().copied().collect::<Vec<_>>())).sum()

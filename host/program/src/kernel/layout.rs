@@ -20,7 +20,7 @@ pub struct Layouts {
 }
 
 /// Most vectors of a block of rows.
-const MOST_REGISTERS: usize = 4;
+pub const MOST_REGISTERS: usize = 4;
 
 impl Layouts {
     pub fn new(g: &Graph, target: Target) -> Layouts {

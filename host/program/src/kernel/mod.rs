@@ -43,7 +43,7 @@ pub struct Unsupported(pub String);
 /// Longest text of a kernel that is worth compiling.
 const MAX_TEXT: usize = 1_000_000;
 
-/// Bytes of the states of one block, where blocks do not depend on each other.
+/// Bytes that are walked through at every step of one block, where blocks do not depend on each other.
 const BLOCK_BYTES: usize = 16 * 1024;
 
 /// The kernel of a step: text of `fwp_forward` and `fwp_backward`, and what its buffers are.
@@ -73,10 +73,16 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
         let bytes = target.bytes();
         let (rows, lanes) = (low.graph.sizes[axis], target.vector_bytes / bytes);
         let all = adapt::state_elements(&low) * bytes;
-        let blocks = (1..=rows / lanes)
-            .filter(|b| rows % (b * lanes) == 0)
-            .find(|b| all / b <= BLOCK_BYTES)
-            .or((1..=rows / lanes).rev().find(|b| rows % (b * lanes) == 0))
+        // The way back walks through states and their gradients, where it reads both. That makes more blocks where they repeat little,
+        // and none of fewer rows than a sweep takes at a time: every number that it multiplies rows with would be read more often.
+        let both = low.carried.is_empty() && !adapt::dear_beside(&low, axis);
+        let back = if both { 2 * all } else { all };
+        let mut numbers = (1..=rows / lanes).filter(|b| rows % (b * lanes) == 0);
+        let blocks = numbers
+            .clone()
+            .find(|b| back / b <= BLOCK_BYTES && rows / b >= layout::MOST_REGISTERS * lanes)
+            .or_else(|| numbers.clone().find(|b| all / b <= BLOCK_BYTES))
+            .or_else(|| numbers.next_back())
             .unwrap_or(1);
         if blocks > 1 {
             split = Some((axis, blocks));

@@ -141,16 +141,16 @@ pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, 
     d.kernel(target)
 }
 
-/// The graph with the axes in lanes that suit the step forwards, if the values that it saves for the way back lie alike with them. States
-/// need not: checkpoints hold them row by row then.
+/// The graph with the axes in lanes that suit the step forwards, where checkpoints are far apart: they hold states row by row then.
+/// The values that are saved for the way back must lie alike.
 fn graph_ahead(low: &Lowered) -> Graph {
     let mut graph = low.graph.clone();
-    graph.order.clone_from(&low.order_ahead);
-    if low.saved.iter().all(|(_, n)| graph.lane(graph.axes(*n)) == low.graph.lane(graph.axes(*n))) {
-        graph
-    } else {
-        low.graph.clone()
+    let far = !low.carried.is_empty() || low.undo.iter().any(Option::is_some);
+    if far {
+        graph.order.clone_from(&low.order_ahead);
     }
+    let alike = |n: Id| graph.lane(graph.axes(n)) == low.graph.lane(graph.axes(n));
+    if low.saved.iter().all(|(_, n)| alike(*n)) { graph } else { low.graph.clone() }
 }
 
 impl<'a> Driver<'a> {

@@ -9,9 +9,9 @@ use crate::kernel::nests::{Pass, Task};
 /// Sums that processors have in the making at the same time: two additions a cycle, each of which takes four.
 const CHAINS: usize = 8;
 
-/// Sums across lanes that are put together at a time: work enough that no part is still on its way to memory when it is
-/// read again, and few enough for the nearest cache. A multiple of all numbers of lanes.
-const SUMS_TOGETHER: usize = 32;
+/// Vectors of sums across lanes that are put together at a time: with one, its last part is still on its way to memory when it is
+/// read again, and the step waits; more take room in the nearest cache.
+const SUMS_TOGETHER: usize = 2;
 
 /// Copies in the innermost loop.
 #[derive(Clone, Copy)]
@@ -182,8 +182,7 @@ impl Printer<'_> {
 
     /// Sums across lanes whose parts wait for each other, of a pass with so many: whole vectors of results.
     pub(super) fn sums_together(&self, size: usize) -> usize {
-        let lanes = self.lay.lanes;
-        (size / lanes * lanes).clamp(lanes, SUMS_TOGETHER.max(lanes))
+        (size / self.lay.lanes).clamp(1, SUMS_TOGETHER) * self.lay.lanes
     }
 
     /// Completes the next `count` sums across lanes, whose parts are there.
