@@ -53,6 +53,8 @@ REMARKS: Dict[str, str] = {
     "so the walk back reads states that are stored for every step of a segment",
     "srwm": "three times the rows, and two reads that wait for each other: "
     "matrix and gradient are more than the nearest cache holds",
+    "titans": "weights and momenta fade, so the walk back computes them again and stores both for every step of a segment: "
+    "32 KiB a head and step, beside as much of gradients",
     "titans depth=2 rate=0.01": "weights and momenta of two layers are 256 KiB a head and fade, so the walk back computes "
     "them again and stores them for every step of a segment: its time is that of the second-level cache and of memory",
     "ttt-linear": "weights and sums are stored for every step of a segment on the walk back, "
