@@ -87,6 +87,21 @@ rule!(
     }
 );
 
+// A decay above a bound, and what it lets go is written: its gradient needs the states.
+rule!(
+    Complement,
+    |dims| Signature::new(dims).signal("decay", [dims.key]).state("w", [dims.value, dims.key], StateStart::Zeros),
+    |s| {
+        let (q, _, v) = s.query_key_value();
+        let decay = 0.5 + 0.5 * s.signal("decay").sigmoid();
+        let w = s.state("w");
+        let d = w.shape()[0];
+        let w = &w * decay.expand(0, d) + outer(v, 1.0 - &decay);
+        s.output(w.matvec(&q));
+        s.set_state("w", w);
+    }
+);
+
 // The delta rule with a decay for every key.
 rule!(
     KeyGated,
@@ -274,6 +289,7 @@ fn vector_decay() {
     // More sums across lanes than wait for each other, and a rest.
     judge::<VectorDecay>(&[(37, 43)], 0.5);
     judge::<SharedDecay>(SIZES, 0.5);
+    judge::<Complement>(&[(16, 16), (7, 37)], 0.5);
 }
 
 #[test]
@@ -424,6 +440,10 @@ fn lanes_of_the_walk_forwards() {
     assert!(!delta.notes.iter().any(|n| n.contains("on the way forwards")), "{:?}", delta.notes);
     assert!(text(&delta, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
     assert!(!text(&decay, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
+    // Where states are stored for every step of a segment, checkpoints are too near for another form.
+    let complement = kernel(&in_step(&support::rule::<Complement>(dims(64, 64))));
+    assert!(puts_aside(&complement, 64 * 64 * 4)[0]);
+    assert!(across(&complement, "fwp_step0") && text(&complement, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
 }
 
 /// Independent rows are walked in blocks, and their partial gradients add up.
