@@ -79,9 +79,7 @@ rule!(
     |s| {
         let (q, k, v) = s.query_key_value();
         let decay = s.signal("decay").sigmoid();
-        let w = s.state("w");
-        let d = w.shape()[0];
-        let w = &w * decay.expand(0, d) + outer(v, &k);
+        let w = s.state("w").scale_columns(decay) + outer(v, &k);
         s.output(w.matvec(&q));
         s.set_state("w", w);
     }
@@ -94,9 +92,7 @@ rule!(
     |s| {
         let (q, _, v) = s.query_key_value();
         let decay = 0.5 + 0.5 * s.signal("decay").sigmoid();
-        let w = s.state("w");
-        let d = w.shape()[0];
-        let w = &w * decay.expand(0, d) + outer(v, 1.0 - &decay);
+        let w = s.state("w").scale_columns(&decay) + outer(v, 1.0 - &decay);
         s.output(w.matvec(&q));
         s.set_state("w", w);
     }
@@ -109,9 +105,7 @@ rule!(
     |s| {
         let (q, k, v) = s.query_key_value();
         let decay = s.signal("decay").sigmoid();
-        let w = s.state("w");
-        let d = w.shape()[0];
-        let w = &w * decay.expand(0, d);
+        let w = s.state("w").scale_columns(decay);
         let w = &w + outer(v - w.matvec(&k), &k);
         s.output(w.matvec(&q));
         s.set_state("w", w);

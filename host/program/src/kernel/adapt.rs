@@ -225,8 +225,7 @@ pub fn separable(low: &Lowered) -> Option<Axis> {
         return None;
     }
     let forward = reachable(g, low.kept.iter().chain(&low.next).copied());
-    let gradients = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
-    let back = reachable(g, gradients.copied());
+    let back = reachable(g, low.gradients());
     let breaks = |n: Id| {
         let node = &g.nodes[n];
         match &node.what {
@@ -246,8 +245,7 @@ pub fn separable(low: &Lowered) -> Option<Axis> {
 /// Whether there are dear functions (exponentials and their kin) of the other axes alone, which every block of an axis computes for itself.
 pub fn dear_beside(low: &Lowered, axis: Axis) -> bool {
     let g = &low.graph;
-    let gradients = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
-    let seen = reachable(g, low.kept.iter().chain(&low.next).chain(gradients).copied());
+    let seen = reachable(g, low.kept.iter().chain(&low.next).copied().chain(low.gradients()));
     let dear = |n: &Node| matches!(n.what, What::Map(fun) if fun.cost() > Fun::Div.cost());
     let beside = |n: &Node| !n.axes.is_empty() && !n.axes.contains(&axis);
     g.nodes.iter().zip(seen).any(|(n, seen)| seen && dear(n) && beside(n))
@@ -260,9 +258,8 @@ pub fn state_elements(low: &Lowered) -> usize {
 
 /// Puts together sums across lanes that are added to each other: one such sum costs as much as several products.
 pub fn merge(low: &mut Lowered) {
-    let carried = low.carried.iter().flatten().map(|c| &c.before);
-    let roots: Vec<Id> =
-        low.state_gradients.iter().chain(low.argument_gradients.iter().flatten()).chain(carried).copied().collect();
+    let carried = low.carried.iter().flatten().map(|c| c.before);
+    let roots: Vec<Id> = low.gradients().chain(carried).collect();
     let seen = reachable(&low.graph, roots.iter().copied());
     let mut uses = vec![0usize; low.graph.nodes.len()];
     roots.iter().for_each(|n| uses[*n] += 1);

@@ -61,9 +61,8 @@ fn apart(g: &mut Graph, low: &Lowered) -> Option<Apart> {
     let mut rewrite = Rewrite { g, decays: &decays, saved: &low.saved, holds: HashMap::new(), done: HashMap::new() };
     let mut carried = Vec::new();
     for (i, decay) in decays.iter().enumerate() {
-        let roots = low.state_gradients.iter().chain(low.argument_gradients.iter().flatten());
         carried.push(match decay {
-            Some(d) if roots.copied().any(|n| rewrite.holds(n).contains(&i)) => {
+            Some(d) if low.gradients().any(|n| rewrite.holds(n).contains(&i)) => {
                 let both = rewrite.g.map(Fun::Mul, &[d.state, low.state_gradients[i]]);
                 let before = rewrite.g.fold_all(Fold::Sum, &d.rest, both);
                 Some(Carried { before: rewrite.node(before)?, anew: d.anew, unchanged: d.sum })

@@ -52,6 +52,13 @@ pub struct Lowered {
     pub strata: Strata,
 }
 
+impl Lowered {
+    /// Gradients of states and arguments.
+    pub fn gradients(&self) -> impl Iterator<Item = Id> {
+        self.state_gradients.iter().chain(self.argument_gradients.iter().flatten()).copied()
+    }
+}
+
 struct Lowering<'a> {
     f: &'a Function,
     types: &'a [Type],
@@ -148,7 +155,8 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<L
     }
     let state_gradients =
         (0..step.states.len()).map(|i| l.aligned(f.outputs[results + floats.len() + i].node, &state_axes[i])).collect();
-    order_ahead.extend(l.graph.order.iter().copied().filter(|a| *a >= axes.sizes.len()));
+    // Axes of their own have come since.
+    order_ahead.extend_from_slice(&l.graph.order[order_ahead.len()..]);
     Ok(Lowered {
         order_ahead,
         arguments,

@@ -144,13 +144,10 @@ pub fn drive(step: &InStep, low: &Lowered, target: Target, split: Option<(Axis, 
 /// The graph with the axes in lanes that suit the step forwards, where checkpoints are far apart: they hold states row by row then.
 /// The values that are saved for the way back must lie alike.
 fn graph_ahead(low: &Lowered) -> Graph {
-    let mut graph = low.graph.clone();
+    let ahead = Graph { order: low.order_ahead.clone(), ..low.graph.clone() };
     let far = !low.carried.is_empty() || low.undo.iter().any(Option::is_some);
-    if far {
-        graph.order.clone_from(&low.order_ahead);
-    }
-    let alike = |n: Id| graph.lane(graph.axes(n)) == low.graph.lane(graph.axes(n));
-    if low.saved.iter().all(|(_, n)| alike(*n)) { graph } else { low.graph.clone() }
+    let alike = low.saved.iter().all(|(_, n)| ahead.lane(ahead.axes(*n)) == low.graph.lane(ahead.axes(*n)));
+    if far && alike { ahead } else { low.graph.clone() }
 }
 
 impl<'a> Driver<'a> {
