@@ -20,7 +20,6 @@ typedef uint64_t word;
 #define MANTISSA 53
 #define LARGEST 0x1.fffffffffffffp1023
 #define SMALLEST 0x1p-1022
-#define DENORMAL 0x1p-1074
 #else
 typedef float real;
 typedef int32_t integer;
@@ -28,7 +27,6 @@ typedef uint32_t word;
 #define MANTISSA 24
 #define LARGEST 0x1.fffffep127f
 #define SMALLEST 0x1p-126f
-#define DENORMAL 0x1p-149
 #endif
 typedef real vf __attribute__((vector_size(BYTES)));
 typedef integer vi __attribute__((vector_size(BYTES)));
@@ -50,6 +48,8 @@ static double ulps(real y, wide exact)
     } else if (isinf(y)) {
         y = y > 0 ? (real)LARGEST : -(real)LARGEST;
     }
+    /* Kernels run in a mode in which such a result is zero. */
+    if (y == 0 && fabsl(exact) < SMALLEST) return 0;
     const wide size = fabsl(exact) < SMALLEST ? (wide)SMALLEST : fabsl(exact);
     return (double)(fabsl((wide)y - exact) / ldexpl(1, ilogbl(size) + 1 - MANTISSA));
 }
@@ -92,7 +92,7 @@ static const struct function {
     {"sigmoid", v_sigmoid, s_sigmoid, w_sigmoid, 3, 0, -90, 90},
     {"log_sigmoid", v_log_sigmoid, s_log_sigmoid, w_log_sigmoid, 3, 0, -40, 40},
     {"softplus", v_softplus, s_softplus, w_softplus, 3, 0, -40, 40},
-    {"silu", v_silu, s_silu, w_silu, 3.5, DENORMAL, -40, 40},
+    {"silu", v_silu, s_silu, w_silu, 3.5, SMALLEST, -40, 40},
     {"erf", v_erf, s_erf, erfl, 4, 0, -7, 7},
     {"gelu", v_gelu, s_gelu, w_gelu, 2.5, 2 * EPS, -10, 10},
     {"gelu_tanh", v_gelu_tanh, s_gelu_tanh, w_gelu_tanh, 2.5, 2 * EPS, -10, 10},
