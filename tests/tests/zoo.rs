@@ -245,7 +245,7 @@ fn collected(case: &Case) {
             && row(&text, "success<br>").contains(one["commit"].as_str().unwrap())
     );
     let (list, _) = ends(case, "zoo list", 0);
-    assert!(list.starts_with("Else 2020\n  other\n") && list.contains("measured: 5 points, 1 reproduced, 1 better"), "{list}");
+    assert!(list.starts_with("Else 2020\n  other\n") && list.contains("    5 points: 1 reproduced, 1 better"), "{list}");
     let list: Value = serde_json::from_str(&ends(case, "zoo list small --json", 0).0).unwrap();
     assert_eq!((&list[0]["points"][0]["verdict"], &list[0]["points"][0]["published"]), (&"reproduced".into(), &0.25.into()));
 
@@ -512,6 +512,10 @@ fn mistakes_are_told_with_file_and_line() {
         assert!(!case.path("runs").exists(), "{wrong}");
     }
     case.write("zoo/small/points.toml", POINTS);
+    // A folder in which nothing can be made is named once, before anything runs.
+    case.write("file", "");
+    let (out, err) = ends(&case, "zoo run small --runs file/below", 5);
+    assert!(out.is_empty() && err.contains("runs cannot go to file/below") && err.contains("--runs"), "{out}{err}");
     // A folder that holds something else is left alone.
     case.write("runs/zoo/other/main-seed1/precious.txt", "mine");
     let (out, _) = ends(&case, "zoo run other --seeds 1", 3);
@@ -525,7 +529,7 @@ fn a_text_is_only_for_those_who_learn_one() {
     case.write("zoo/text/recipe.toml", &fwp_tests::LANGUAGE.replace("steps = 60", "steps = 12"));
     case.write("zoo/text/points.toml", "[[point]]\nname = \"a\"\nseeds = [1]\n");
     let (_, err) = ends(&case, "zoo run text", 2);
-    assert!(err.contains("text is left out") && err.contains("--data"), "{err}");
+    assert!(err.contains("text is left out") && err.contains("remedy: name one with --data PATH"), "{err}");
     let (out, _) = ends(&case, "zoo run * --points a --points free --data text.txt --set train.batch_size=2 --runs own", 0);
     assert!(out.contains("text/a-seed1") && out.contains("small/free-seed1"), "{out}");
 }

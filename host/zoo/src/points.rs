@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fwp_recipe::Expect;
+use fwp_recipe::{Expect, more_is_better};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -47,6 +47,11 @@ impl Point {
     /// Whether values are judged at all.
     pub fn is_judged(&self) -> bool {
         self.at_most.is_some() || self.at_least.is_some()
+    }
+
+    /// Whether a failure is expected: a bound on the side on which values are better.
+    pub fn is_failure(&self) -> bool {
+        if more_is_better(&self.metric) { self.at_most.is_some() } else { self.at_least.is_some() }
     }
 
     /// The only point of a recipe without `points.toml`.

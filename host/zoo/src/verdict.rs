@@ -11,7 +11,7 @@ use crate::points::Point;
 pub enum Verdict {
     /// Enough seeds are within the bounds.
     Reproduced,
-    /// A failure was published and expected, and enough seeds did not fail.
+    /// A failure was published and expected, and as many seeds did not fail as would make a success.
     BetterThanPublished,
     /// Too few seeds are within the bounds, whatever the missing ones will be.
     NotReproduced,
@@ -93,10 +93,14 @@ pub fn judge(point: &Point, values: &[Option<f64>]) -> Judgement {
     let (measured, seeds) = (values.len(), point.seeds.len());
     let (within, better) = (count(Place::Within), count(Place::Better));
     let missing = seeds.saturating_sub(measured);
+    // Of a failure that the best of several seeds stands for, all have to fail.
+    let may_succeed = if point.is_failure() { better + missing } else { better };
     let verdict = if !point.is_judged() {
         if measured == 0 { Verdict::NotRun } else { Verdict::Reported }
+    } else if better >= point.needed {
+        Verdict::BetterThanPublished
     } else if within >= point.needed {
-        Verdict::Reproduced
+        if may_succeed < point.needed { Verdict::Reproduced } else { Verdict::NotRun }
     } else if within + better >= point.needed {
         Verdict::BetterThanPublished
     } else if within + better + missing < point.needed {
@@ -151,6 +155,10 @@ mod tests {
         let failure = point("eval/scaled_accuracy", Some(0.2), None, 2);
         assert_eq!(verdict(&failure, &[0.0, 0.1, 1.0]), "reproduced");
         assert_eq!(verdict(&failure, &[0.9, 0.9, 0.1]), "better than published");
+        // The best of three: one success is one.
+        let failure = point("eval/scaled_accuracy", Some(0.2), None, 1);
+        assert_eq!(verdict(&failure, &[0.0, 0.1, 1.0]), "better than published");
+        assert_eq!((verdict(&failure, &[0.0, 0.1]), verdict(&failure, &[0.0, 0.1, 0.2])), ("not run", "reproduced"));
         // A bound from below is a success there.
         assert_eq!(verdict(&point("eval/accuracy", None, Some(0.9), 2), &[0.5, 0.5]), "not reproduced");
     }

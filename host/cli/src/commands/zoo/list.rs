@@ -154,6 +154,6 @@ fn shown(entry: &Entry) -> String {
         .map(|(n, name)| format!("{n} {name}"))
         .collect();
     let points = if entry.points.len() == 1 { "point" } else { "points" };
-    line(&format!("measured: {} {points}, {}", entry.points.len(), counts.join(", ")));
+    line(&format!("{} {points}: {}", entry.points.len(), counts.join(", ")));
     text
 }

@@ -166,12 +166,11 @@ impl Run {
             return Ok(0);
         }
         if jobs.is_empty() {
-            return Err(Failure::new(
-                Code::Usage,
-                "there is nothing to run",
-                "no point of these recipes is asked for",
-                "see their points with `fwp-host zoo run NAME --dry-run`",
-            ));
+            let (cause, remedy) = match variants.is_empty() {
+                true => ("every recipe that is asked for learns a text, and none is named", "name one with --data PATH"),
+                false => ("no point of these recipes is asked for", "see their points with `fwp-host zoo run NAME --dry-run`"),
+            };
+            return Err(Failure::new(Code::Usage, "there is nothing to run", cause, remedy));
         }
         self.check_keys(&points).await?;
         if self.dry_run {
@@ -286,6 +285,10 @@ impl Run {
     async fn train(&self, variants: &[Variant], jobs: &mut [Job]) -> Result<u8, Failure> {
         // Before anything is written: without an engine there is nothing to train with.
         Engine::find()?;
+        std::fs::create_dir_all(&self.runs).map_err(|e| {
+            let runs = self.runs.display();
+            Failure::new(Code::Environment, format!("runs cannot go to {runs}"), e.to_string(), "name another folder with --runs")
+        })?;
         let mut failed: Vec<Failed> = Vec::new();
         for (number, job) in jobs.iter().enumerate() {
             if let State::Refused(why) = &job.state {
