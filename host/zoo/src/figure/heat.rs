@@ -58,7 +58,7 @@ impl Heat {
         for (i, row) in self.rows.iter().enumerate() {
             _ = write!(text, "| {row} |");
             for j in 0..self.columns.len() {
-                _ = write!(text, " {} |", self.value(i, j).map_or(String::new(), written));
+                _ = write!(text, " {} |", self.value(i, j).map_or(String::new(), |v| written(v, self.range_of(j))));
             }
             for (_, texts) in &self.beside {
                 _ = write!(text, " {} |", texts.get(i).map_or("", String::as_str));
@@ -81,13 +81,20 @@ impl Heat {
         scales
     }
 
+    fn range_of(&self, column: usize) -> (f64, f64) {
+        self.ranges.get(column).copied().flatten().unwrap_or(self.range)
+    }
+
     fn value(&self, row: usize, column: usize) -> Option<f64> {
         self.values.get(row)?.get(column).copied().flatten()
     }
 }
 
-/// A value in a cell: two places, or three digits where it is larger.
-fn written(value: f64) -> String {
+/// A value in a cell: two places, or three digits where it is larger. Where less is better, small values differ by their size.
+fn written(value: f64, (light, dark): (f64, f64)) -> String {
+    if light > dark && value != 0.0 && value.abs() < 0.01 {
+        return format!("{value:.1e}");
+    }
     if value.abs() >= 9.995 {
         return number(value);
     }
@@ -119,8 +126,7 @@ pub fn draw(heat: &Heat) -> Picture {
         let y = top + i as f64 * CELL.1;
         picture.text((left - 8.0, y + CELL.1 / 2.0 + 0.35 * TEXT), row, TEXT, Anchor::End, BLACK);
         for j in 0..heat.columns.len() {
-            let range = heat.ranges.get(j).copied().flatten().unwrap_or(heat.range);
-            cell(&mut picture, range, heat.value(i, j), (left + j as f64 * CELL.0, y));
+            cell(&mut picture, heat.range_of(j), heat.value(i, j), (left + j as f64 * CELL.0, y));
         }
     }
     let mut x = right;
@@ -145,7 +151,7 @@ fn cell(picture: &mut Picture, range: (f64, f64), value: Option<f64>, at: (f64, 
     let (fill, dark) = colour(part(range, value));
     picture.rect(at, CELL, fill, Some(BORDER));
     let ink = if dark { "#FFFFFF" } else { BLACK };
-    picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), &written(value), TEXT, Anchor::Middle, ink);
+    picture.text((at.0 + CELL.0 / 2.0, at.1 + CELL.1 / 2.0 + 0.35 * TEXT), &written(value, range), TEXT, Anchor::Middle, ink);
 }
 
 /// What the colours mean.
@@ -160,8 +166,8 @@ fn scale(picture: &mut Picture, heat: &Heat, at: (f64, f64)) {
     }
     for (k, ((from, to), label)) in heat.scales().into_iter().enumerate() {
         let y = at.1 + 10.0 + (1.2 + k as f64 * LINE) * TEXT;
-        picture.text((at.0, y), &written(from), 0.9 * TEXT, Anchor::Start, GREY);
-        picture.text((at.0 + LENGTH, y), &written(to), 0.9 * TEXT, Anchor::End, GREY);
+        picture.text((at.0, y), &written(from, (from, to)), 0.9 * TEXT, Anchor::Start, GREY);
+        picture.text((at.0 + LENGTH, y), &written(to, (from, to)), 0.9 * TEXT, Anchor::End, GREY);
         picture.text((at.0 + LENGTH + 10.0, y), &label, 0.9 * TEXT, Anchor::Start, BLACK);
     }
 }
@@ -200,16 +206,16 @@ mod tests {
         let heat = Heat {
             title: "T".into(),
             label: "rule".into(),
-            rows: vec!["delta".into(), "additive".into()],
+            rows: vec!["delta".into(), "additive".into(), "none".into()],
             columns: vec!["parity".into(), "S3".into()],
-            values: vec![vec![Some(0.996), None], vec![Some(-0.001), Some(720.15)]],
+            values: vec![vec![Some(0.996), Some(0.00083)], vec![Some(-0.001), Some(720.15)], vec![Some(0.004), None]],
             range: (0.0, 1.0),
             ranges: vec![None, Some((0.5, 0.0))],
-            beside: vec![("state".into(), vec!["4 096".into(), String::new()])],
+            beside: vec![("state".into(), vec!["4 096".into(), String::new(), String::new()])],
         };
         let table = heat.table();
-        let wanted =
-            "| rule | parity | S3 | state |\n|---|---|---|---|\n| delta | 1.00 |  | 4 096 |\n| additive | 0.00 | 720 |  |\n";
+        // Where less is better, a success is told from what only looks like one.
+        let wanted = "| rule | parity | S3 | state |\n|---|---|---|---|\n| delta | 1.00 | 8.3e-4 | 4 096 |\n| additive | 0.00 | 720 |  |\n| none | 0.00 |  |  |\n";
         assert_eq!(table, wanted);
         let svg = draw(&heat).svg();
         assert_eq!(
