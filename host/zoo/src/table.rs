@@ -59,6 +59,7 @@ Nothing stands here that was not measured: a point without a run is *not run*.
 
 The value of a run is its best evaluation, or its last one where `points.toml` says so; values are in the order of the seeds, and a dash is a seed that was not run.
 *Reproduced* means that enough seeds (the column \"expected\" says how many) are within the bounds, *better than published* that a published failure did not come, and *reported* that there are no bounds.
+Where nothing was published it is *as expected* in the place of *reproduced*; the counts below hold both.
 Times are of training alone, without evaluation, on the machine that is named.
 [zoo.md](zoo.md) says how runs are started and collected.
 ";
@@ -153,7 +154,7 @@ fn section(measured: &Measured) -> String {
             changes.join(" "),
             point.published.map_or(String::new(), exact),
             expected(point),
-            measured.judge(point).text(),
+            measured.judge(point).text(point),
             median(runs.iter().filter_map(|m| m.seconds).collect()).map_or(String::new(), duration),
             distinct(runs.iter().filter_map(|m| m.commit.as_deref())),
             distinct(runs.iter().map(|m| m.day())),

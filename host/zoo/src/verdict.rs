@@ -22,6 +22,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The word where nothing was published that could be reproduced.
+    fn of_expectation(self) -> &'static str {
+        match self {
+            Self::Reproduced => "as expected",
+            Self::BetterThanPublished => "better than expected",
+            Self::NotReproduced => "not as expected",
+            Self::Reported | Self::NotRun => self.name(),
+        }
+    }
+
     /// All, in the order of a table.
     pub const ALL: [Verdict; 5] =
         [Self::Reproduced, Self::BetterThanPublished, Self::NotReproduced, Self::Reported, Self::NotRun];
@@ -52,9 +62,10 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// The verdict, and how many seeds it rests on where some are missing: `reproduced, 2 of 3 seeds`.
-    pub fn text(&self) -> String {
-        let (name, seeds) = (self.verdict.name(), format!("{} of {} seeds", self.measured, self.seeds));
+    /// The verdict on a point, and how many seeds it rests on where some are missing: `reproduced, 2 of 3 seeds`.
+    pub fn text(&self, point: &Point) -> String {
+        let name = if point.published.is_some() { self.verdict.name() } else { self.verdict.of_expectation() };
+        let seeds = format!("{} of {} seeds", self.measured, self.seeds);
         match self.verdict {
             _ if self.measured == 0 || self.measured == self.seeds => name.into(),
             Verdict::NotRun => seeds,
@@ -167,8 +178,14 @@ mod tests {
     fn values_without_bounds_are_reported() {
         let free = point("eval/loss", None, None, 2);
         assert_eq!((verdict(&free, &[]), verdict(&free, &[3.0])), ("not run", "reported"));
-        assert_eq!(judge(&free, &[Some(3.0)]).text(), "reported, 1 of 3 seeds");
-        assert_eq!(judge(&free, &[None; 3]).text(), "reported");
-        assert_eq!(judge(&point("eval/loss", Some(1.0), None, 2), &[Some(0.5)]).text(), "1 of 3 seeds");
+        assert_eq!(judge(&free, &[Some(3.0)]).text(&free), "reported, 1 of 3 seeds");
+        assert_eq!(judge(&free, &[None; 3]).text(&free), "reported");
+        let mut bounded = point("eval/loss", Some(1.0), None, 2);
+        assert_eq!(judge(&bounded, &[Some(0.5)]).text(&bounded), "1 of 3 seeds");
+        // Nothing can be reproduced of which nothing was published.
+        assert_eq!(judge(&bounded, &[Some(0.5); 3]).text(&bounded), "as expected");
+        assert_eq!(judge(&bounded, &[Some(2.0); 3]).text(&bounded), "not as expected");
+        bounded.published = Some(0.7);
+        assert_eq!(judge(&bounded, &[Some(0.5); 2]).text(&bounded), "reproduced, 2 of 3 seeds");
     }
 }

@@ -395,7 +395,7 @@ impl Run {
                     format!("{}/{}", variant.name, point.name),
                     point.published.map_or("-".into(), |p| p.to_string()),
                     format!("{}{}", point.metric, zoo::bounds(point.at_least, point.at_most)),
-                    judge(point, &values).text(),
+                    judge(point, &values).text(point),
                     texts.join(" "),
                 ]);
             }
