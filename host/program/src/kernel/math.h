@@ -84,7 +84,6 @@
 #if FWP_DOUBLE
 typedef uint64_t fwp_vu __attribute__((vector_size(FWP_LANES * 8)));
 typedef uint64_t fwp_bits;
-typedef int64_t fwp_int;
 #define FWP_C(single, twice) ((real)(twice))
 #define FWP_MANTISSA 52
 #define FWP_BIAS 1023
@@ -94,7 +93,6 @@ typedef int64_t fwp_int;
 #else
 typedef uint32_t fwp_vu __attribute__((vector_size(FWP_LANES * 4)));
 typedef uint32_t fwp_bits;
-typedef int32_t fwp_int;
 #define FWP_C(single, twice) ((real)(single))
 #define FWP_MANTISSA 23
 #define FWP_BIAS 127

@@ -48,10 +48,14 @@ static double ulps(real y, wide exact)
     } else if (isinf(y)) {
         y = y > 0 ? (real)LARGEST : -(real)LARGEST;
     }
-    /* Kernels run in a mode in which such a result is zero. */
-    if (y == 0 && fabsl(exact) < SMALLEST) return 0;
     const wide size = fabsl(exact) < SMALLEST ? (wide)SMALLEST : fabsl(exact);
     return (double)(fabsl((wide)y - exact) / ldexpl(1, ilogbl(size) + 1 - MANTISSA));
+}
+
+/* The same of exp and what is made of it, which give zero where the result is no normal number: kernels run in a mode in which it is. */
+static double ulps_of_exp(real y, wide exact)
+{
+    return y == 0 && fabsl(exact) < SMALLEST ? 0 : ulps(y, exact);
 }
 
 static wide w_sigmoid(wide x) { return x >= 0 ? 1 / (1 + expl(-x)) : expl(x) / (1 + expl(x)); }
@@ -76,35 +80,36 @@ SINGLE(reciprocal) SINGLE(floor) SINGLE(relu) SINGLE(abs) SINGLE(sign)
 
 #define EPS (FWP_DOUBLE ? 0x1p-53 : 0x1p-24)
 
-/* `bound` in ulp; `or_of_argument`: or that part of the argument's size. */
+/* `bound` in ulp; `or_of_argument`: or that part of the argument's size; `error`: how it is counted. */
 static const struct function {
     const char *name;
     vf (*vector)(vf);
     real (*scalar)(real);
     wide (*exact)(wide);
     double bound, or_of_argument, from, to;
+    double (*error)(real, wide);
 } functions[] = {
-    {"exp", v_exp, s_exp, expl, 1.5, 0, -110, 95},
-    {"expm1", v_expm1, s_expm1, expm1l, 2, 0, -30, 30},
-    {"log", v_log, s_log, logl, 1.5, 0, 0, 4},
-    {"log1p", v_log1p, s_log1p, log1pl, 2, 0, -1, 4},
-    {"tanh", v_tanh, s_tanh, tanhl, 3, 0, -12, 12},
-    {"sigmoid", v_sigmoid, s_sigmoid, w_sigmoid, 3, 0, -90, 90},
-    {"log_sigmoid", v_log_sigmoid, s_log_sigmoid, w_log_sigmoid, 3, 0, -40, 40},
-    {"softplus", v_softplus, s_softplus, w_softplus, 3, 0, -40, 40},
-    {"silu", v_silu, s_silu, w_silu, 3.5, SMALLEST, -40, 40},
-    {"erf", v_erf, s_erf, erfl, 4, 0, -7, 7},
-    {"gelu", v_gelu, s_gelu, w_gelu, 2.5, 2 * EPS, -10, 10},
-    {"gelu_tanh", v_gelu_tanh, s_gelu_tanh, w_gelu_tanh, 2.5, 2 * EPS, -10, 10},
-    {"sin", v_sin, s_sin, sinl, 3, 0, -100, 100},
-    {"cos", v_cos, s_cos, cosl, 3, 0, -100, 100},
-    {"sqrt", v_sqrt, s_sqrt, w_sqrt, 0.51, 0, 0, 10},
-    {"rsqrt", v_rsqrt, s_rsqrt, w_rsqrt, 1.51, 0, 0, 10},
-    {"reciprocal", v_reciprocal, s_reciprocal, w_reciprocal, 0.51, 0, -10, 10},
-    {"floor", v_floor, s_floor, floorl, 0, 0, -100, 100},
-    {"relu", v_relu, s_relu, w_relu, 0, 0, -10, 10},
-    {"abs", v_abs, s_abs, fabsl, 0, 0, -10, 10},
-    {"sign", v_sign, s_sign, w_sign, 0, 0, -10, 10},
+    {"exp", v_exp, s_exp, expl, 1.5, 0, -110, 95, ulps_of_exp},
+    {"expm1", v_expm1, s_expm1, expm1l, 2, 0, -30, 30, ulps},
+    {"log", v_log, s_log, logl, 1.5, 0, 0, 4, ulps},
+    {"log1p", v_log1p, s_log1p, log1pl, 2, 0, -1, 4, ulps},
+    {"tanh", v_tanh, s_tanh, tanhl, 3, 0, -12, 12, ulps},
+    {"sigmoid", v_sigmoid, s_sigmoid, w_sigmoid, 3, 0, -90, 90, ulps_of_exp},
+    {"log_sigmoid", v_log_sigmoid, s_log_sigmoid, w_log_sigmoid, 3, 0, -40, 40, ulps_of_exp},
+    {"softplus", v_softplus, s_softplus, w_softplus, 3, 0, -40, 40, ulps_of_exp},
+    {"silu", v_silu, s_silu, w_silu, 3.5, SMALLEST, -40, 40, ulps_of_exp},
+    {"erf", v_erf, s_erf, erfl, 4, 0, -7, 7, ulps},
+    {"gelu", v_gelu, s_gelu, w_gelu, 2.5, 2 * EPS, -10, 10, ulps},
+    {"gelu_tanh", v_gelu_tanh, s_gelu_tanh, w_gelu_tanh, 2.5, 2 * EPS, -10, 10, ulps_of_exp},
+    {"sin", v_sin, s_sin, sinl, 3, 0, -100, 100, ulps},
+    {"cos", v_cos, s_cos, cosl, 3, 0, -100, 100, ulps},
+    {"sqrt", v_sqrt, s_sqrt, w_sqrt, 0.51, 0, 0, 10, ulps},
+    {"rsqrt", v_rsqrt, s_rsqrt, w_rsqrt, 1.51, 0, 0, 10, ulps},
+    {"reciprocal", v_reciprocal, s_reciprocal, w_reciprocal, 0.51, 0, -10, 10, ulps},
+    {"floor", v_floor, s_floor, floorl, 0, 0, -100, 100, ulps},
+    {"relu", v_relu, s_relu, w_relu, 0, 0, -10, 10, ulps},
+    {"abs", v_abs, s_abs, fabsl, 0, 0, -10, 10, ulps},
+    {"sign", v_sign, s_sign, w_sign, 0, 0, -10, 10, ulps},
 };
 #define FUNCTIONS ((int)(sizeof functions / sizeof *functions))
 
@@ -153,13 +158,13 @@ static void check(const struct function *f, long points)
         }
         const vf y = f->vector(x);
         const real one = f->scalar(x[0]);
-        if (!differ && !(ulps(one, y[0]) <= f->bound) && !(fabs((double)one - (double)y[0]) <= 2 * f->or_of_argument * fabs((double)x[0]))) {
+        if (!differ && !(f->error(one, y[0]) <= f->bound) && !(fabs((double)one - (double)y[0]) <= 2 * f->or_of_argument * fabs((double)x[0]))) {
             printf("%s(%.17g): %.17g for a scalar, %.17g in a vector\n", f->name, (double)x[0], (double)one, (double)y[0]);
             failures++, differ = 1;
         }
         for (int i = 0; i < FWP_LANES; i++) {
             const wide exact = f->exact((wide)x[i]);
-            double error = ulps(y[i], exact);
+            double error = f->error(y[i], exact);
             if (fabsl((wide)y[i] - exact) <= f->or_of_argument * fabs((double)x[i])) error = 0;
             if (!(error <= worst)) worst = error, where = x[i];
         }
@@ -197,7 +202,7 @@ static void check_pow(long points)
         const vf y = fwp_pow(a, b);
         for (int i = 0; i < FWP_LANES; i++) {
             if (a[i] == 0) continue; /* The sign of zero is not kept, so the sign of its inverse is not either. */
-            const double error = ulps(y[i], powl((wide)a[i], (wide)b[i]));
+            const double error = ulps_of_exp(y[i], powl((wide)a[i], (wide)b[i]));
             if (!(error <= worst)) worst = error, worst_a = a[i], worst_b = b[i];
         }
     }
