@@ -188,6 +188,8 @@ fn expected(point: &Point) -> String {
     };
     match point.seeds.len() {
         1 => bounds,
+        // So few seeds that do not fail are no success yet.
+        n if point.is_failure() => format!("{bounds}, {} of {n}", point.needed.max(n + 1 - point.needed)),
         n => format!("{bounds}, {} of {n}", point.needed),
     }
 }
