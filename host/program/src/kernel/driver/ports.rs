@@ -233,6 +233,16 @@ impl Driver<'_> {
                 }
             }
         }
+        let forward = matches!(walk, Foresee::Forward);
+        let mut offset = 0;
+        for (k, n) in self.saved.iter().enumerate() {
+            let (room, bytes) = (self.vector_room(*n), self.lay.room(self.g(), self.g().axes(*n)) * self.lay.bytes);
+            if bytes <= MOST_FORESEEN && used(&format!("saved{k}")) {
+                let at = format!("{} + {offset}", self.saved_at("ahead"));
+                lines.push((if forward { format!("s->saved ? {at} : m") } else { at }, bytes, forward));
+            }
+            offset += room;
+        }
         let mut t = String::new();
         if lines.is_empty() {
             return t;

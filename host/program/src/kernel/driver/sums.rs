@@ -50,7 +50,7 @@ impl Driver<'_> {
         }
         t += &self.bring(false, ALL)?;
         t += &self.foresee(Foresee::Again, ALL, 8);
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at("t"));
         let _ = writeln!(t, "        at->passed = slots + (t - begin) * {};", slot.all);
         t += &self.kept_gradients(ALL)?;
         t += &places;

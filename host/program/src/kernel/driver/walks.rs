@@ -188,9 +188,9 @@ impl Driver<'_> {
         self.state_transfer(i, own, &format!("{list}[{i}] + sequence * {}", self.states[i].elements()), way, indent)
     }
 
-    /// Where the saved values of step t are.
-    pub(super) fn saved_at(&self) -> String {
-        format!("s->saved + ((sequence * {} + block) * s->steps + t) * {}", self.blocks(), self.saved_room())
+    /// Where the saved values of a step are.
+    pub(super) fn saved_at(&self, step: &str) -> String {
+        format!("s->saved + ((sequence * {} + block) * s->steps + {step}) * {}", self.blocks(), self.saved_room())
     }
 
     /// The text of the walk forwards; `steps` are the texts of the routines of the strata.
@@ -261,7 +261,7 @@ impl Driver<'_> {
             let n = p.elements();
             let _ = writeln!(t, "        at->kept[{i}] = s->kept[{i}] + (t * s->time + sequence) * {n};");
         }
-        let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at());
+        let _ = writeln!(t, "        at->saved = s->saved ? {} : m + {unwanted};", self.saved_at("t"));
         let _ = writeln!(t, "        fwp_step{stratum}(m, at);");
         Ok(t)
     }
@@ -389,7 +389,7 @@ impl Driver<'_> {
             t += "        if (t + 1 == end) break;\n";
         }
         t += &self.bring(false, ALL)?;
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at("t"));
         for (i, r) in rooms.iter().enumerate() {
             let taken = self.taken(i);
             match &r.state {
@@ -446,7 +446,7 @@ impl Driver<'_> {
         t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
         t += &self.bring(false, used)?;
         t += &self.foresee(if self.passing() { Foresee::Gradients(given) } else { Foresee::Back(given) }, used, 8);
-        let _ = writeln!(t, "        at->saved = {};", self.saved_at());
+        let _ = writeln!(t, "        at->saved = {};", self.saved_at("t"));
         if self.passing() {
             t += "        at->passed = slot;\n";
         }
