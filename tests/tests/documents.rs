@@ -236,6 +236,35 @@ fn what_is_out_of_scope_has_a_source_and_a_reason() {
 }
 
 #[test]
+fn published_values_of_a_readme_are_those_of_its_points() {
+    let mut seen = 0;
+    for readme in all().iter().filter(|d| d.file_name().is_some_and(|n| n == "README.md")) {
+        let text = text(readme);
+        let cells = |row: &str| -> Option<Vec<String>> {
+            let row = text.lines().find_map(|l| l.strip_prefix(row))?;
+            Some(row.trim_matches(['|', ' ']).split('|').map(|c| c.trim().to_string()).collect())
+        };
+        let (Some(keys), Some(values)) = (cells("| keys S |"), cells("| published loss |")) else { continue };
+        let points: toml::Table = std::fs::read_to_string(readme.with_file_name("points.toml")).unwrap().parse().unwrap();
+        let points: Vec<(i64, Option<f64>)> = points["point"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|p| p["name"].as_str().unwrap().ends_with("-keys"))
+            .map(|p| {
+                let keys = p["name"].as_str().unwrap().trim_end_matches("-keys");
+                (keys.parse().unwrap(), p.get("published").and_then(toml::Value::as_float))
+            })
+            .collect();
+        let value = |shown: &String| shown.parse::<f64>().ok().filter(|v| !v.is_nan());
+        let shown: Vec<(i64, Option<f64>)> = keys.iter().map(|k| k.parse().unwrap()).zip(values.iter().map(value)).collect();
+        assert_eq!(shown, points, "{}", relative(readme));
+        seen += 1;
+    }
+    assert!(seen >= 15, "{seen}");
+}
+
+#[test]
 fn nothing_is_left_to_be_filled_in() {
     let holes = ["MEASURE_ME", "TODO", "FIXME", "TBD"];
     let open: Vec<String> = all().iter().filter(|d| holes.iter().any(|h| text(d).contains(h))).map(|d| relative(d)).collect();

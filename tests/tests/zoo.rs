@@ -201,6 +201,9 @@ fn runs_are_trained_judged_collected_and_drawn() {
     assert!(plan.contains("0 of 1 runs are to do"), "{plan}");
 
     collected(&case);
+    let (list, _) = ends(&case, "zoo list small --points", 0);
+    assert!(row(&list, "      success ").contains("  0.25 "), "{list}");
+    assert!(row(&list, "      missed ").contains("not reproduced") && row(&list, "      later ").contains("not run"), "{list}");
     figures(&case);
     merged(&case);
     changed(&case);
@@ -478,7 +481,7 @@ fn mistakes_are_told_with_file_and_line() {
             assert!(err.contains(says) && err.contains("  remedy: "), "{command}: {says}: {err}");
         }
         assert!(!case.path("runs").exists() && !case.path("docs").exists());
-        let (list, _) = ends(&case, "zoo list", 0);
+        let (list, _) = ends(&case, "zoo list", 3);
         assert!(list.contains("refused: ") && list.contains("other"), "{list}");
     }
     case.write("zoo/small/points.toml", POINTS);
@@ -512,6 +515,12 @@ fn mistakes_are_told_with_file_and_line() {
         assert!(!case.path("runs").exists(), "{wrong}");
     }
     case.write("zoo/small/points.toml", POINTS);
+    // So is a part that every run misses, and a text that is not there.
+    for (wrong, code, says) in [("--set update_rule.plugin=nosuch", 4, "`nosuch`"), ("--data nosuch.txt", 3, "nosuch.txt")] {
+        let (out, err) = ends(&case, &format!("zoo run small {wrong}"), code);
+        assert!(out.is_empty() && err.contains(says) && err.matches("error: ").count() == 1, "{wrong}: {out}{err}");
+        assert!(!case.path("runs").exists(), "{wrong}");
+    }
     // A folder in which nothing can be made is named once, before anything runs.
     case.write("file", "");
     let (out, err) = ends(&case, "zoo run small --runs file/below", 5);

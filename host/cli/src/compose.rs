@@ -373,13 +373,20 @@ fn every_layer_is_there(recipe: &Resolved, composition: &Composition) -> Result<
     Ok(())
 }
 
-/// Refuses keys that a part of the recipe does not have, and gives a note for each part that is not there to be asked.
+/// A part of a recipe that is not there to be asked.
+pub struct Absent {
+    /// The section of the recipe that names it.
+    pub section: String,
+    pub why: Failure,
+}
+
+/// Refuses keys that a part of the recipe does not have; parts that are not there to be asked are given back.
 ///
 /// # Errors
 /// The first key that its part does not have, with its place in the recipe.
-pub async fn check_keys(recipe: &Resolved, catalogue: &mut Catalogue, asker: &Asker) -> Result<Vec<String>, Failure> {
+pub async fn check_keys(recipe: &Resolved, catalogue: &mut Catalogue, asker: &Asker) -> Result<Vec<Absent>, Failure> {
     let slots = recipe.slots.iter().flat_map(|s| [&s.feature_map, &s.update_rule]);
-    let mut notices = Vec::new();
+    let mut absent = Vec::new();
     for choice in std::iter::once(&recipe.slow_net).chain(slots) {
         match source(recipe, choice, catalogue, asker).await {
             Ok(part) => {
@@ -388,10 +395,10 @@ pub async fn check_keys(recipe: &Resolved, catalogue: &mut Catalogue, asker: &As
                     return Err(part.refused(Refusal::new(fwp_sdk::config::unknown(key, names), "")));
                 }
             }
-            Err(why) => notices.push(format!("the keys of [{}] are not checked: {}", choice.section, why.headline)),
+            Err(why) => absent.push(Absent { section: choice.section.clone(), why }),
         }
     }
-    Ok(notices)
+    Ok(absent)
 }
 
 async fn source<'a>(

@@ -489,10 +489,12 @@ fn the_zoo_is_listed_with_what_is_refused() {
     std::fs::create_dir_all(case.path("zoo/bad")).unwrap();
     std::fs::write(case.path("zoo/good/recipe.toml"), RECIPE).unwrap();
     std::fs::write(case.path("zoo/bad/recipe.toml"), "x = ").unwrap();
-    let list: Value = serde_json::from_str(&case.ok("zoo list --zoo zoo --json")).unwrap();
+    let output = case.run("zoo list --zoo zoo --json");
+    assert_eq!(output.status.code(), Some(3), "one is refused: {}", text(&output.stderr));
+    let list: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
     assert_eq!((&list[0]["name"], &list[1]["title"]), (&json!("bad"), &json!("A test")));
     assert!(list[0]["error"].is_string() && list[1]["error"].is_null());
-    assert!(case.ok("zoo list --zoo zoo").contains("eval/loss <= 0.3"));
+    assert!(case.ok("zoo list --zoo zoo good").contains("eval/loss <= 0.3"));
     case.fails("zoo list --zoo nowhere", 5);
     // A recipe of the zoo is found by its name from anywhere.
     let output = case.command("recipe show good").current_dir("/").env("FWP_ZOO", case.path("zoo")).output().unwrap();

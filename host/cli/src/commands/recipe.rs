@@ -9,7 +9,7 @@ use fwp_sdk::program::Training;
 use serde::Serialize;
 
 use super::{PluginOptions, RecipeOptions};
-use crate::compose::{check_keys, compose};
+use crate::compose::{Absent, check_keys, compose};
 use crate::failure::{Code, Failure, literal};
 use crate::output;
 use crate::run::{self, OpenTask};
@@ -78,8 +78,8 @@ impl Recipe {
                 let recipe = c.changes.read(&c.recipe, Overrides::default())?;
                 let asker = c.plugins.asker();
                 let mut catalogue = c.plugins.catalogue(&asker, c.changes.library_folder(&recipe)).await?;
-                for notice in check_keys(&recipe, &mut catalogue, &asker).await? {
-                    output::say(&format!("note: {}", literal(&notice)));
+                for Absent { section, why } in check_keys(&recipe, &mut catalogue, &asker).await? {
+                    output::say(&format!("note: the keys of [{section}] are not checked: {}", literal(&why.headline)));
                 }
                 output::print(&recipe.show())?;
             }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fwp_zoo::paper::{Paper, grouped};
-use fwp_zoo::table::Measured;
+use fwp_zoo::table::{Measured, number};
 use fwp_zoo::{Judgement, Point, Verdict};
 use serde::Serialize;
 
 use super::ZooOptions;
-use crate::failure::{Failure, literal};
+use crate::failure::{Code, Failure, literal};
 use crate::zoo::Found;
 use crate::{output, zoo};
 
@@ -19,14 +19,18 @@ use crate::{output, zoo};
 Examples:
   fwp-host zoo list
   fwp-host zoo list 'capacity-*'
+  fwp-host zoo list deltanet --points
   fwp-host zoo list --json")]
 pub struct List {
     /// Only variants whose name matches; `*` stands for any characters, `?` for one.
     #[arg(value_name = "PATTERN")]
     patterns: Vec<String>,
+    /// Every point beside its recipe: what was published, what is expected, and what was measured.
+    #[arg(long, conflicts_with = "json")]
+    points: bool,
     #[command(flatten)]
     zoo: ZooOptions,
-    /// Prints one JSON document.
+    /// Prints one JSON document; points are in it.
     #[arg(long)]
     json: bool,
 }
@@ -65,9 +69,10 @@ impl List {
         let folder = self.zoo.folder()?;
         let found = zoo::select(&folder, &self.patterns)?;
         let entries: Vec<(Paper, Entry)> = found.into_iter().map(entry).collect();
+        let code = if entries.iter().any(|(_, entry)| entry.error.is_some()) { Code::Input as u8 } else { 0 };
         if self.json {
             output::json(&entries.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>())?;
-            return Ok(0);
+            return Ok(code);
         }
         if entries.is_empty() {
             output::say(&format!("{} holds no recipes", folder.display()));
@@ -78,11 +83,14 @@ impl List {
             text += &format!("{}\n", literal(&paper.title()));
             for entry in entries {
                 text += &shown(&entry);
+                if self.points {
+                    text += &shown_points(&entry);
+                }
             }
             text.push('\n');
         }
         output::print(&format!("{}\n", text.trim_end()))?;
-        Ok(0)
+        Ok(code)
     }
 }
 
@@ -156,4 +164,25 @@ fn shown(entry: &Entry) -> String {
     let points = if entry.points.len() == 1 { "point" } else { "points" };
     line(&format!("{} {points}: {}", entry.points.len(), counts.join(", ")));
     text
+}
+
+/// A table of a recipe's points below it.
+fn shown_points(entry: &Entry) -> String {
+    let of = |value: Option<f64>| value.map_or("-".into(), number);
+    let rows: Vec<Vec<String>> = entry
+        .points
+        .iter()
+        .map(|p| {
+            let values: Vec<String> = p.values.iter().map(|v| of(*v)).collect();
+            vec![
+                p.name.clone(),
+                p.published.map_or("-".into(), |p| p.to_string()),
+                format!("{}{}", p.metric, zoo::bounds(p.at_least, p.at_most)),
+                if values.is_empty() { "-".into() } else { values.join(" ") },
+                p.judgement.verdict.name().into(),
+            ]
+        })
+        .collect();
+    let table = output::table(&["POINT", "PUBLISHED", "EXPECTED", "MEASURED", "VERDICT"], &rows);
+    table.lines().map(|line| format!("      {line}\n")).collect()
 }

@@ -95,6 +95,8 @@ struct Job {
     folder: PathBuf,
     /// Steps of the whole run.
     steps: u64,
+    /// Steps after which runs of this point have ended before; all of them where none has.
+    usual: u64,
     state: State,
     /// Seconds that the whole run is expected to take.
     estimate: Option<f64>,
@@ -121,9 +123,15 @@ impl Job {
     fn done(&self) -> f64 {
         match self.state {
             State::New | State::Refused(_) => 0.0,
-            State::Begun(step) => step as f64 / self.steps.max(1) as f64,
+            State::Begun(step) => self.part(step),
             State::Done { .. } => 1.0,
         }
+    }
+
+    /// The part of the run that is done after a step, as far as it can be told of one that a rule may end early.
+    fn part(&self, step: u64) -> f64 {
+        let usual = step as f64 / self.usual.max(1) as f64;
+        usual.min(ALMOST).max(step as f64 / self.steps.max(1) as f64)
     }
 
     /// Seconds that are left, where that is known.
@@ -136,6 +144,9 @@ impl Job {
         self.folder.with_file_name(format!("{}.log", self.folder.file_name().unwrap_or_default().to_string_lossy()))
     }
 }
+
+/// The part of a run that counts as done where others of its point had ended by then.
+const ALMOST: f64 = 0.95;
 
 /// A run that failed.
 struct Failed {
@@ -153,7 +164,12 @@ impl Run {
         for found in zoo::select(&folder, &self.patterns)? {
             variants.push(found.variant?);
         }
-        if self.data.is_none() {
+        if let Some(data) = &self.data {
+            std::fs::metadata(data).map_err(|e| {
+                let text = format!("the text {} cannot be read", data.display());
+                Failure::new(Code::Input, text, e.to_string(), "check the path given by --data")
+            })?;
+        } else {
             let (kept, left_out): (Vec<Variant>, Vec<Variant>) = variants.into_iter().partition(|v| !v.reads_data());
             for variant in left_out {
                 output::say(&format!("note: {} is left out; it learns a text: name one with --data PATH", variant.name));
@@ -179,18 +195,23 @@ impl Run {
         self.train(&variants, &mut jobs).await
     }
 
-    /// Refuses keys that a part does not have: said once, and not by every run.
+    /// Refuses keys that a part does not have, and a part that every run misses: said once, and not by every run.
     async fn check_keys(&self, points: &[Asked]) -> Result<(), Failure> {
         let asker = self.plugins.asker();
         let mut catalogue = self.plugins.catalogue(&asker, None).await?;
+        let mut missed = Vec::new();
         for point in points {
-            // A part that is not there is told by the runs that need it; others go on.
-            _ = check_keys(&point.recipe, &mut catalogue, &asker).await.map_err(|mut failure| {
+            let absent = check_keys(&point.recipe, &mut catalogue, &asker).await.map_err(|mut failure| {
                 failure.headline = format!("{}: {}", point.title, failure.headline);
                 failure
             })?;
+            missed.extend(absent.into_iter().next());
         }
-        Ok(())
+        // A part that some runs need is told by those; others go on.
+        if missed.len() < points.len() {
+            return Ok(());
+        }
+        missed.into_iter().next().map_or(Ok(()), |absent| Err(absent.why))
     }
 
     /// Every run that is asked for, with what there is of it, and every point.
@@ -227,6 +248,7 @@ impl Run {
                         title,
                         folder,
                         steps: recipe.train.steps,
+                        usual: recipe.train.steps,
                         state,
                         estimate: None,
                     });
@@ -337,7 +359,7 @@ impl Run {
                 Event::Stopping(_) => show.say("leaving at once"),
                 Event::Tick => {
                     for (i, _) in &running {
-                        show.set(*i, last_step(&jobs[*i].folder) as f64 / jobs[*i].steps.max(1) as f64);
+                        show.set(*i, jobs[*i].part(last_step(&jobs[*i].folder)));
                     }
                     let over = jobs.iter().filter(|j| matches!(j.state, State::Done { .. })).count();
                     let names: Vec<&str> = running.iter().map(|(i, _)| jobs[*i].title.as_str()).collect();
@@ -553,8 +575,11 @@ fn estimate(variant: &Variant, jobs: &mut [Job]) -> Result<(), Failure> {
     let rate = median(known.iter().filter(|k| k.2 > 0).map(|k| k.1 / k.2 as f64).collect());
     for job in jobs {
         let name = &variant.points[job.point].name;
-        let same = median(known.iter().filter(|k| k.0 == *name).map(|k| k.1).collect());
-        job.estimate = same.or(rate.map(|r| r * job.steps as f64));
+        let same = |of: fn(&(String, f64, u64)) -> f64| median(known.iter().filter(|k| k.0 == *name).map(of).collect());
+        job.estimate = same(|k| k.1).or(rate.map(|r| r * job.steps as f64));
+        if let Some(steps) = same(|k| k.2 as f64) {
+            job.usual = (steps as u64).min(job.steps);
+        }
     }
     Ok(())
 }
