@@ -34,6 +34,24 @@ fn it_gives_what_training_saw() {
 }
 
 #[test]
+fn the_test_split_is_another_one_and_always_the_same() {
+    let case = Case::new();
+    let run = case.train("memory", "out", "--steps 20 --set eval.every=4");
+    let (validation, test) = (eval(&case, "out"), eval(&case, "out --test"));
+    assert_eq!((&validation["split"], &test["split"]), (&"validation".into(), &"test".into()));
+    assert_eq!(validation["eval/loss"], last(&run, "eval/loss"));
+    // Other sequences of the same kind: another loss, and not far.
+    let (a, b) = (validation["eval/loss"].as_f64().unwrap(), test["eval/loss"].as_f64().unwrap());
+    assert!(a != b && (a - b).abs() < 0.2, "{a} {b}");
+    assert_eq!(eval(&case, "out --test")["eval/loss"], test["eval/loss"]);
+    assert!(case.ok("eval --run out --test").contains("(test split)"));
+    // What a file holds is not drawn.
+    case.train("language", "text", "--steps 4");
+    let said = case.fails("eval --run text --test", 3);
+    assert!(said.contains("reads a file") && said.contains("--data"), "{said}");
+}
+
+#[test]
 fn the_best_checkpoint_is_kept_and_found() {
     let case = Case::new();
     // A rate at which the loss goes up and down.

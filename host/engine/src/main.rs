@@ -53,6 +53,9 @@ enum Command {
         /// Other data than the run's.
         #[arg(long)]
         data: Option<PathBuf>,
+        /// Sequences by which nothing of the run was chosen.
+        #[arg(long)]
+        test: bool,
         /// auto, cpu, cuda or cuda:N; the plan's when absent.
         #[arg(long)]
         device: Option<String>,
@@ -116,9 +119,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let outcome = train::run(&open(&run)?, &train::Options { resume, device, exec, progress })?;
             Ok(if outcome.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
         }
-        Command::Eval { run, checkpoint, data, device, exec, json } => {
+        Command::Eval { run, checkpoint, data, test, device, exec, json } => {
             train::prepare();
-            eval::run(&open(&run)?, &eval::Options { checkpoint, data, device, exec, json })?;
+            eval::run(&open(&run)?, &eval::Options { checkpoint, data, test, device, exec, json })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Apply { job } => {

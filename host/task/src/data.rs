@@ -189,6 +189,11 @@ pub trait Task: Send + Sync {
     /// The metric is `sum(weight * loss) / sum(weight)` over all batches.
     fn eval_batch(&self, seed: u64, index: usize, batch_size: usize) -> Batch;
 
+    /// Whether evaluation batches are drawn by the seed, as those of a file are not: another seed gives a set of the same kind.
+    fn is_drawn(&self) -> bool {
+        true
+    }
+
     /// What an evaluation gives beside the loss.
     fn metrics(&self) -> Vec<Metric> {
         vec![Metric::Accuracy]
@@ -208,6 +213,12 @@ pub trait Task: Send + Sync {
     ///
     /// A run records it, so that resuming with other data is noticed.
     fn fingerprint(&self) -> String;
+}
+
+/// The seed of a run's test set: sequences by which nothing of the run was chosen, neither a checkpoint nor its end.
+pub fn test_seed(seed: u64) -> u64 {
+    // Far from all seeds that people give.
+    !seed
 }
 
 /// The names under which an evaluation of a task gives its numbers: `eval/loss` and the metrics over

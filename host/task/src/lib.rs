@@ -63,5 +63,5 @@ mod sequence;
 pub mod state_tracking;
 pub mod text;
 
-pub use data::{Batch, Counts, Loss, Metric, Port, PortKind, Task, TaskIo, metric_names};
+pub use data::{Batch, Counts, Loss, Metric, Port, PortKind, Task, TaskIo, metric_names, test_seed};
 pub use registry::{TaskError, TaskInfo, TaskSpec, open, tasks};

@@ -7,13 +7,14 @@ use clap::Args;
 use crate::engine::Engine;
 use crate::failure::Failure;
 
-/// Evaluates a checkpoint of a run, deterministically, over the whole validation split.
+/// Evaluates a checkpoint of a run, deterministically, over the whole validation split, or over a test split of its own.
 ///
 /// Needs the run's folder only, no plugin.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   fwp-host eval --run runs/deltanet/20260302-101500-seed1
+  fwp-host eval --run runs/deltanet/20260302-101500-seed1 --checkpoint best --test
   fwp-host eval --run runs/text/seed-1 --checkpoint best --data other.txt --json")]
 pub struct Eval {
     /// The folder of the run.
@@ -25,6 +26,9 @@ pub struct Eval {
     /// Other data than the run's own.
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Draws as many other sequences, by which nothing of the run was chosen; not for tasks that read a file.
+    #[arg(long, conflicts_with = "data")]
+    test: bool,
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", value_parser = super::device)]
     device: Option<String>,
@@ -51,6 +55,9 @@ impl Eval {
         arguments.extend(["--checkpoint".into(), self.checkpoint.into()]);
         if let Some(data) = self.data {
             arguments.extend(["--data".into(), data.into_os_string()]);
+        }
+        if self.test {
+            arguments.push("--test".into());
         }
         if let Some(device) = self.device {
             arguments.extend(["--device".into(), device.into()]);

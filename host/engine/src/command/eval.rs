@@ -17,6 +17,8 @@ pub struct Options {
     pub checkpoint: String,
     /// Other data than the run's.
     pub data: Option<PathBuf>,
+    /// Whether sequences are drawn by which nothing of the run was chosen.
+    pub test: bool,
     /// `auto`, `cpu` or `cuda`; none is the plan's.
     pub device: Option<String>,
     /// `auto` or the name of an executor; none is the plan's.
@@ -31,19 +33,26 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
     let loaded = find(run, &options.checkpoint)?;
     load_parameters(opened.model.parameters(), &loaded.model).map_err(Failure::input)?;
     let plan = &opened.plan;
+    if options.test && !opened.task.is_drawn() {
+        return Err(Failure::input(anyhow!(
+            "--test draws new sequences, and this task reads a file: name another text with --data and leave --test out"
+        )));
+    }
     let how = EvaluationOptions {
         seed: plan.train.seed,
+        data_seed: if options.test { fwp_task::test_seed(plan.train.seed) } else { plan.train.seed },
         step: loaded.state.step,
         batch_size: plan.eval.batch_size,
         carry: plan.train.carry != Carry::None,
     };
     let found = evaluate(&opened.model, &opened.task, how, None)?.context("the evaluation was interrupted")?;
     opened.executors.take_notices().iter().for_each(|notice| eprintln!("warning: {notice}"));
+    let split = if options.test { "test" } else { "validation" };
     let measured = |name: &str| found.metrics.get(name).copied().unwrap_or(f64::NAN);
     let passes = plan.expect.as_ref().filter(|e| e.judges()).map(|e| e.passes(measured(&e.metric)));
     if options.json {
         let mut document: Value = json!({
-            "run": run.path(), "checkpoint": loaded.path, "step": found.step,
+            "run": run.path(), "checkpoint": loaded.path, "split": split, "step": found.step,
             "eval/loss": found.loss, "eval/accuracy": found.accuracy, "tokens": found.tokens, "seconds": found.seconds,
         });
         for (name, value) in &found.metrics {
@@ -56,7 +65,7 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
         return Ok(());
     }
     println!("checkpoint {} (step {})", loaded.path.display(), found.step);
-    println!("evaluation {}", summary(&found));
+    println!("evaluation {} ({split} split)", summary(&found));
     println!("read       {} tokens in {:.1} s", found.tokens, found.seconds);
     if let Some(expect) = &plan.expect {
         println!("{}", compare(expect, measured(&expect.metric)));

@@ -48,8 +48,10 @@ mod maybe_not_finite {
 /// How an evaluation is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EvaluationOptions {
-    /// The seed of the evaluation data.
+    /// The seed of the run, by which a model draws what it draws.
     pub seed: u64,
+    /// The seed of the evaluation data.
+    pub data_seed: u64,
     /// Steps done so far.
     pub step: u64,
     /// Sequences in a batch.
@@ -99,7 +101,7 @@ fn all_batches<M: TrainModel>(
         if interrupt.is_some_and(Interrupt::is_asked) {
             return Ok(None);
         }
-        let batch = task.eval_batch(options.seed, index, options.batch_size);
+        let batch = task.eval_batch(options.data_seed, index, options.batch_size);
         if batch.size == 0 {
             continue;
         }

@@ -621,6 +621,7 @@ impl<'a, M: TrainModel> Trainer<'a, M> {
     fn evaluate(&mut self) -> anyhow::Result<bool> {
         let options = EvaluationOptions {
             seed: self.settings.train.seed,
+            data_seed: self.settings.train.seed,
             step: self.state.step,
             batch_size: self.settings.eval.batch_size,
             carry: self.settings.train.carry == Carry::Detached,
