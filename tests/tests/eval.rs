@@ -46,7 +46,7 @@ fn the_test_split_is_another_one_and_always_the_same() {
     assert_eq!(eval(&case, "out --test")["eval/loss"], test["eval/loss"]);
     assert!(case.ok("eval --run out --test").contains("(test split)"));
     // What a file holds is not drawn.
-    case.train("language", "text", "--steps 4");
+    case.train("language", "text", "--steps 12");
     let said = case.fails("eval --run text --test", 3);
     assert!(said.contains("reads a file") && said.contains("--data"), "{said}");
 }
