@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,9 @@ const FLAGS: [&str; 12] = [
 
 /// Added where the compiler takes it: GCC prefers half of a wide register by itself.
 const WIDE: &str = "-mprefer-vector-width=512";
+
+/// Wall time in which a compiler must say what it is.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Flags that change the floating-point mode of a process that opens the result, or break NaN.
 const REFUSED: [&str; 5] = ["-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-ffinite-math-only", "-mdaz-ftz"];
@@ -119,26 +122,55 @@ pub fn find(cc: Option<&str>) -> Result<Compiler, String> {
         if let Some(bad) = options.iter().find(|o| REFUSED.contains(&o.as_str())) {
             return Err(format!("CC holds {bad}, which changes the floating-point mode of the whole process: leave it out"));
         }
-        return try_one(&program, options).map_err(|why| format!("CC is `{cc}`, {why}: set it to a C compiler"));
+        return try_one(&program, options, ANSWER).map_err(|why| format!("CC is `{cc}`, {why}: set it to a C compiler"));
     }
-    let found = ["cc", "gcc", "clang"].iter().find_map(|c| try_one(c, Vec::new()).ok());
+    let found = ["cc", "gcc", "clang"].iter().find_map(|c| try_one(c, Vec::new(), ANSWER).ok());
     found.ok_or_else(|| "there is no C compiler (cc, gcc or clang): install one, or set CC".to_string())
 }
 
-fn try_one(program: &str, options: Vec<String>) -> Result<Compiler, String> {
+fn try_one(program: &str, options: Vec<String>, limit: Duration) -> Result<Compiler, String> {
     let path = which(program).ok_or("which is not there")?;
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&path);
-        command.args(&options).args(arguments).stdin(Stdio::null());
-        command.output().ok().filter(|o| o.status.success())
+        command.args(&options).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        let mut child = command.spawn().map_err(|_| "which does not run".to_string())?;
+        // Both questions have answers of a few lines, which a pipe holds until they are read.
+        match ended(&mut child, limit) {
+            Ok(Some(status)) if status.success() => {}
+            Ok(None) => return Err(format!("which does not answer within {} seconds", limit.as_secs_f64())),
+            _ => return Err("which does not run".into()),
+        }
+        let mut said = Vec::new();
+        _ = child.stdout.take().map(|pipe| pipe.take(64 << 10).read_to_end(&mut said));
+        Ok(String::from_utf8_lossy(&said).into_owned())
     };
-    let said = run(&["--version"]).ok_or("which does not run")?;
-    let version = String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or("of unknown version").to_string();
+    let version = run(&["--version"])?.lines().next().unwrap_or("of unknown version").to_string();
     let mut flags: Vec<String> = FLAGS.iter().map(|f| f.to_string()).collect();
-    if run(&["-march=native", WIDE, "-E", "-x", "c", "/dev/null"]).is_some() {
+    if run(&["-march=native", WIDE, "-E", "-x", "c", "/dev/null"]).is_ok() {
         flags.push(WIDE.to_string());
     }
     Ok(Compiler { path, options, version, flags })
+}
+
+/// Waits for a child that leads a process group; past the limit the group is killed, and there is no status.
+fn ended(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if began.elapsed() >= limit {
+            if let Some(group) = Pid::from_raw(child.id() as i32) {
+                // Ended just now: then there is nothing to end.
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 /// The file that a name on `PATH` stands for.
@@ -190,23 +222,7 @@ pub fn compile(compiler: &Compiler, text: &Path, library: &Path, limits: Limits)
     command.args(&compiler.options).args(&compiler.flags).arg("-o").arg(library).arg(text).arg("-lm");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone()?).env("LC_ALL", "C").process_group(0);
     let mut child = command.spawn()?;
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if began.elapsed() >= limits.time {
-            if let Some(group) = Pid::from_raw(child.id() as i32) {
-                // Ended just now: then there is nothing to end.
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            child.wait()?;
-            return Err(CompileError::TimeOut(limits.time));
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
-    };
+    let status = ended(&mut child, limits.time)?.ok_or(CompileError::TimeOut(limits.time))?;
     if status.success() {
         return Ok(());
     }
@@ -224,4 +240,23 @@ fn tempfile_beside(path: &Path) -> std::io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&name)?;
     std::fs::remove_file(&name)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_compiler_that_does_not_say_what_it_is_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let cc = folder.path().join("cc");
+        std::fs::write(&cc, "#!/bin/sh\nsleep 60\n").unwrap();
+        std::fs::set_permissions(&cc, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let began = Instant::now();
+        let why = try_one(cc.to_str().unwrap(), Vec::new(), Duration::from_millis(200)).unwrap_err();
+        assert!(why.contains("does not answer within 0.2 seconds"), "{why}");
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
 }
