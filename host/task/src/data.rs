@@ -189,11 +189,6 @@ pub trait Task: Send + Sync {
     /// The metric is `sum(weight * loss) / sum(weight)` over all batches.
     fn eval_batch(&self, seed: u64, index: usize, batch_size: usize) -> Batch;
 
-    /// Whether evaluation batches are drawn by the seed, as those of a file are not: another seed gives a set of the same kind.
-    fn is_drawn(&self) -> bool {
-        true
-    }
-
     /// What an evaluation gives beside the loss.
     fn metrics(&self) -> Vec<Metric> {
         vec![Metric::Accuracy]

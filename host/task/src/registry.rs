@@ -158,6 +158,11 @@ impl TaskSpec {
         self.info().name
     }
 
+    /// Whether the task reads a file; all others draw their data by the seed.
+    pub fn reads_file(&self) -> bool {
+        self.info().keys.iter().any(|k| k.name == "path")
+    }
+
     /// Makes the task read this file instead of its own.
     ///
     /// # Errors

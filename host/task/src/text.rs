@@ -397,10 +397,6 @@ impl Task for Text {
         }
     }
 
-    fn is_drawn(&self) -> bool {
-        false
-    }
-
     fn eval_batch(&self, _seed: u64, index: usize, batch_size: usize) -> Batch {
         if index >= self.eval_len(batch_size) {
             return self.batch(&[], false);

@@ -60,8 +60,7 @@ impl Variant {
 
     /// Whether the task reads a file, which the command line has to name.
     pub fn reads_data(&self) -> bool {
-        let task = fwp_task::tasks().iter().find(|t| t.name == self.recipe.task.name());
-        task.is_some_and(|t| t.keys.iter().any(|k| k.name == "path"))
+        self.recipe.task.reads_file()
     }
 
     /// The recipe as a point changes it; the command line's own changes come last and win.

@@ -7,7 +7,9 @@ pub mod show;
 
 use std::path::{Path, PathBuf};
 
-use fwp_zoo::{Variant, variant};
+use fwp_zoo::table::number;
+use fwp_zoo::verdict::judge;
+use fwp_zoo::{Point, Variant, variant};
 
 use crate::failure::{Code, Failure};
 use crate::output;
@@ -76,6 +78,21 @@ pub fn select(zoo: &Path, patterns: &[String]) -> Result<Vec<Found>, Failure> {
     let wanted = |folder: &Path| patterns.is_empty() || patterns.iter().any(|p| fwp_zoo::matches(p, &name(folder)));
     let read = |folder: PathBuf| Found { variant: Variant::read(&folder).map_err(Failure::from), folder };
     Ok(folders.into_iter().filter(|f| wanted(f)).map(read).collect())
+}
+
+/// The heads of a table of [`row`]s.
+pub const COLUMNS: [&str; 5] = ["POINT", "PUBLISHED", "EXPECTED", "VERDICT", "VALUES"];
+
+/// What was published, expected and measured of a point, and what that says.
+pub fn row(title: String, point: &Point, values: &[Option<f64>]) -> Vec<String> {
+    let texts: Vec<String> = values.iter().map(|v| v.map_or("NaN".into(), number)).collect();
+    vec![
+        title,
+        point.published.map_or("-".into(), |p| p.to_string()),
+        format!("{}{}", point.metric, bounds(point.at_least, point.at_most)),
+        judge(point, values).text(point),
+        texts.join(" "),
+    ]
 }
 
 /// Bounds for a person, with a space before them: ` from 1 to 2`, ` <= 2`, or nothing.

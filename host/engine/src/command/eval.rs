@@ -33,7 +33,7 @@ pub fn run(run: &RunDir, options: &Options) -> Result<(), Failure> {
     let loaded = find(run, &options.checkpoint)?;
     load_parameters(opened.model.parameters(), &loaded.model).map_err(Failure::input)?;
     let plan = &opened.plan;
-    if options.test && !opened.task.is_drawn() {
+    if options.test && opened.plan.task.reads_file() {
         return Err(Failure::input(anyhow!(
             "--test draws new sequences, and this task reads a file: name another text with --data and leave --test out"
         )));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fwp_zoo::paper::{Paper, grouped};
-use fwp_zoo::table::{Measured, number};
+use fwp_zoo::table::Measured;
 use fwp_zoo::{Judgement, Point, Verdict};
 use serde::Serialize;
 
@@ -62,6 +62,9 @@ struct PointEntry {
     values: Vec<Option<f64>>,
     #[serde(flatten)]
     judgement: Judgement,
+    /// The same as a row for a person.
+    #[serde(skip)]
+    row: Vec<String>,
 }
 
 impl List {
@@ -126,7 +129,9 @@ fn entry(Found { folder: path, variant }: Found) -> (Paper, Entry) {
 }
 
 fn point(measured: &Measured, point: &Point) -> PointEntry {
+    let values: Vec<Option<f64>> = measured.of(point).iter().map(|m| m.value_of(point)).collect();
     PointEntry {
+        row: zoo::row(point.name.clone(), point, &values),
         name: point.name.clone(),
         set: point.set.clone(),
         metric: point.metric.clone(),
@@ -134,7 +139,7 @@ fn point(measured: &Measured, point: &Point) -> PointEntry {
         at_most: point.at_most,
         at_least: point.at_least,
         seeds: point.seeds.clone(),
-        values: measured.of(point).iter().map(|m| m.value_of(point)).collect(),
+        values,
         judgement: measured.judge(point),
     }
 }
@@ -168,21 +173,6 @@ fn shown(entry: &Entry) -> String {
 
 /// A table of a recipe's points below it.
 fn shown_points(entry: &Entry) -> String {
-    let of = |value: Option<f64>| value.map_or("-".into(), number);
-    let rows: Vec<Vec<String>> = entry
-        .points
-        .iter()
-        .map(|p| {
-            let values: Vec<String> = p.values.iter().map(|v| of(*v)).collect();
-            vec![
-                p.name.clone(),
-                p.published.map_or("-".into(), |p| p.to_string()),
-                format!("{}{}", p.metric, zoo::bounds(p.at_least, p.at_most)),
-                if values.is_empty() { "-".into() } else { values.join(" ") },
-                p.judgement.verdict.name().into(),
-            ]
-        })
-        .collect();
-    let table = output::table(&["POINT", "PUBLISHED", "EXPECTED", "MEASURED", "VERDICT"], &rows);
-    table.lines().map(|line| format!("      {line}\n")).collect()
+    let rows: Vec<Vec<String>> = entry.points.iter().map(|p| p.row.clone()).collect();
+    output::table(&zoo::COLUMNS, &rows).lines().map(|line| format!("      {line}\n")).collect()
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use fwp_recipe::{Overrides, Resolved};
 use fwp_zoo::run::{RunRecord, clear, last_step, look};
 use fwp_zoo::table::{median, number};
-use fwp_zoo::verdict::{Place, judge, place};
+use fwp_zoo::verdict::{Place, place};
 use fwp_zoo::{Ended, Measurement, Point, RunState, Variant};
 use tokio::process::Command;
 
@@ -412,17 +412,10 @@ impl Run {
                 if runs.is_empty() {
                     continue;
                 }
-                let texts: Vec<String> = values.iter().map(|v| v.map_or("NaN".into(), number)).collect();
-                rows.push(vec![
-                    format!("{}/{}", variant.name, point.name),
-                    point.published.map_or("-".into(), |p| p.to_string()),
-                    format!("{}{}", point.metric, zoo::bounds(point.at_least, point.at_most)),
-                    judge(point, &values).text(point),
-                    texts.join(" "),
-                ]);
+                rows.push(zoo::row(format!("{}/{}", variant.name, point.name), point, &values));
             }
         }
-        let mut text = format!("\n{}", output::table(&["POINT", "PUBLISHED", "EXPECTED", "VERDICT", "VALUES"], &rows));
+        let mut text = format!("\n{}", output::table(&zoo::COLUMNS, &rows));
         if !failed.is_empty() {
             text += &format!("\n{} of {} runs failed:\n", failed.len(), jobs.len());
             for f in failed {
