@@ -71,6 +71,19 @@ fn the_gradient_of_an_initial_vector_keeps_its_digits_over_a_long_walk() {
 }
 
 #[test]
+fn states_that_grow_keep_the_digits_of_their_gradients() {
+    let case = Case::new();
+    // Keys of either map are longer than a step of the delta rule bears: its states grow with every write.
+    for map in ["elu+1", "rebased"] {
+        let (document, code) = check(&case, &format!("delta --feature-map {map} --quick --case scan.agreement.equal"));
+        passed_where_there_is_a_compiler(&document, code, "scan.agreement.equal");
+    }
+    // What is not a number in one sequence of its own is not held against another.
+    let (document, code) = check(&case, "delta --feature-map elu+1 --quick --case scan.nan");
+    passed_where_there_is_a_compiler(&document, code, "scan.nan");
+}
+
+#[test]
 fn a_rule_that_hides_what_is_not_a_number_does_not_conform() {
     let case = Case::new();
     let rule = support::fixture("hides_nan");

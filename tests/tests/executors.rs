@@ -104,6 +104,15 @@ fn a_machine_without_a_compiler_trains_and_says_what_it_lost() {
 }
 
 #[test]
+fn cells_are_not_walked_in_chunks() {
+    let case = Case::new();
+    let recipe = fwp_test_support::repository().join("zoo/lstm-languages");
+    let said = case.fails(&format!("train --recipe {} --run-dir none --steps 2 --exec chunkwise", recipe.display()), 3);
+    assert!(said.contains("--exec chunkwise does not serve the cells of slow net `lstm`"), "{said}");
+    assert!(said.contains("recurrent cell") && !case.path("none").exists(), "{said}");
+}
+
+#[test]
 fn a_resumed_run_says_when_its_executor_changes() {
     let case = Case::new();
     case.train("memory", "out", "--steps 6 --exec chunkwise");

@@ -436,7 +436,7 @@ fn lanes_of_the_walk_forwards() {
     assert!(!text(&decay, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
     // Where states are stored for every step of a segment, checkpoints are too near for another form.
     let complement = kernel(&in_step(&support::rule::<Complement>(dims(64, 64))));
-    assert!(puts_aside(&complement, 64 * 64 * 4)[0]);
+    assert!(has_room(&complement, 64 * 64 * 4));
     assert!(across(&complement, "fwp_step0") && text(&complement, "fwp_forward_steps").contains("memcpy(s->checkpoint"));
 }
 
@@ -460,7 +460,7 @@ fn rows_in_blocks() {
     let w = draw(&step, 5, 2, 1, 0.3, 4);
     let c = compile(&cc, &step, DOUBLE);
     assert!(c.kernel.blocks > 1);
-    assert_eq!(puts_aside(&c.kernel, 64 * 128 * 8 / c.kernel.blocks), [false, false], "sums are carried");
+    assert!(!has_room(&c.kernel, 64 * 128 * 8 / c.kernel.blocks), "sums are carried");
     let want = interpreted(&step, &w);
     for together in [1, c.kernel.blocks] {
         let got = c.run(&step, &support::kernels::Walk { together, ..w.clone() });
@@ -486,9 +486,9 @@ rule!(Sums, |dims| Signature::new(dims).state("w", [dims.value, dims.key], State
     s.set_state("w", w);
 });
 
-/// Whether states of so many bytes a block are put aside at every step, and at every reset. With sums in their place, they are every few steps at most.
-fn puts_aside(kernel: &Kernel, bytes: usize) -> [bool; 2] {
-    [kernel.slots_a_step, kernel.slots_a_reset].map(|n| n >= bytes / 8)
+/// Whether there is room for states of so many bytes a block at every step. With sums in their place, they are put aside every few steps at most.
+fn has_room(kernel: &Kernel, bytes: usize) -> bool {
+    kernel.slots_a_step >= bytes / 8
 }
 
 /// Where a step only scales its states and adds to them, sums are carried and no states are kept; elsewhere they are.
@@ -496,8 +496,9 @@ fn puts_aside(kernel: &Kernel, bytes: usize) -> [bool; 2] {
 fn sums_in_the_place_of_states() {
     use fwp_program::kernel::Gradient;
     let vector = in_step(&support::rule::<VectorDecay>(dims(64, 64)));
-    let (sums, stored, back) = ([false, false], [true, false], [false, true]);
-    for (step, aside) in [
+    // Those that are computed back have room to be stored, too.
+    let (sums, stored, back) = ((false, false), (true, false), (true, true));
+    for (step, expected) in [
         (vector.clone(), sums),
         (in_step(&support::rule::<SharedDecay>(dims(64, 64))), sums),
         // The gradient of a key is a sum over the state with what the state's gradient gives.
@@ -508,8 +509,8 @@ fn sums_in_the_place_of_states() {
         (in_step(&support::rule::<support::Delta>(dims(64, 64))), back),
     ] {
         let kernel = generate(&step, SINGLE).unwrap();
-        let found = puts_aside(&kernel, step.states.len() * 64 * 64 * 4);
-        assert_eq!((found, kernel.computed_back), (aside, aside == back), "{}", step.name);
+        let room = has_room(&kernel, step.states.len() * 64 * 64 * 4);
+        assert_eq!((room, kernel.computed_back), expected, "{}", step.name);
     }
     let decay = vector.function.arguments.iter().position(|a| a.name == "decay").unwrap();
     assert_eq!(generate(&vector, SINGLE).unwrap().gradients[decay], Gradient::Steps { parts: 1 });
@@ -618,6 +619,29 @@ fn long_walks_in_single_precision() {
         let got = compile(&cc, &step, SINGLE).run(&step, &w);
         agree(name, &got, &want, 1e-4);
         agree(name, &compile(&cc, &step, DOUBLE).run(&step, &w), &want, 1e-10);
+    }
+}
+
+/// States that grow within a segment are not computed back there: what is lost at their largest would be more than the smallest are.
+#[test]
+fn states_that_grow_are_stored() {
+    let Some(cc) = compiler() else { return };
+    for (name, step) in [
+        ("delta", in_step(&support::rule::<support::Delta>(dims(16, 16)))),
+        ("ragged", in_step(&support::rule::<support::Delta>(dims(5, 11)))),
+        ("blocks", in_step(&support::rule::<support::Delta>(dims(32, 160)))),
+    ] {
+        let compiled = compile(&cc, &step, SINGLE);
+        // Squares of the lengths of keys with which states stay as they are, grow slowly, and grow fast.
+        for square in [1.0, 4.0, 10.0] {
+            let key = step.states[0].state.shape[1];
+            let mut w = draw(&step, 40, 2, 5, f64::sqrt(square / key as f64), 4);
+            let want = interpreted(&step, &w);
+            for (interval, early) in [(40, 35), (7, 3), (60, 0)] {
+                (w.interval, w.early) = (interval, early);
+                agree(&format!("{name}, keys {square}, {interval} steps"), &compiled.run(&step, &w), &want, 1e-4);
+            }
+        }
     }
 }
 

@@ -12,8 +12,8 @@ use crate::engine::{self, Engine};
 use crate::failure::{self, Code, Failure};
 use crate::output;
 
-/// Threads that anybody asks for on purpose; libtorch makes any number, which takes minutes.
-const MOST_THREADS: usize = 1024;
+/// Threads for each processor that anybody asks for on purpose; libtorch makes any number, which takes minutes.
+const MOST_THREADS: usize = 8;
 
 /// Times all executors of an update rule on one shape, forward and backward, side by side in one run.
 ///
@@ -154,8 +154,10 @@ impl Bench {
             let cause = "sizes, threads and rounds begin at 1, and --seconds is a number from 0";
             return Err(Failure::new(Code::Usage, "the command line is wrong", cause, "see `fwp-host bench --help`"));
         }
-        if self.threads.is_some_and(|n| n > MOST_THREADS) {
-            let cause = format!("--threads is at most {MOST_THREADS}");
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads.is_some_and(|n| n > MOST_THREADS * processors) {
+            let cause =
+                format!("--threads is at most {}, {MOST_THREADS} for each of {processors} processors", MOST_THREADS * processors);
             return Err(Failure::new(Code::Usage, "the command line is wrong", cause, "see `fwp-host bench --help`"));
         }
         Ok(())

@@ -67,8 +67,8 @@ pub struct Check {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Seconds that a case may take, where not as many as it says itself.
-    #[arg(long, value_name = "S")]
-    timeout: Option<u64>,
+    #[arg(long, value_name = "S", value_parser = super::seconds)]
+    timeout: Option<Duration>,
     /// Cases that run at the same time; as many as there are processors without it.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -276,7 +276,7 @@ impl Check {
         let mut running = JoinSet::new();
         for (i, case) in cases.into_iter().enumerate() {
             let (engine, job, slots) = (engine.clone(), job.to_path_buf(), slots.clone());
-            let limit = Duration::from_secs(self.timeout.unwrap_or(case.seconds).max(1));
+            let limit = self.timeout.unwrap_or_else(|| Duration::from_secs(case.seconds));
             running.spawn(async move {
                 // Never closed, so there is always a permit to wait for.
                 let _slot = slots.acquire_owned().await;
@@ -388,7 +388,7 @@ async fn one(engine: &Engine, job: &Path, case: Case, limit: Duration) -> Result
             drop(group);
             // Reaped, so that nothing of it is left behind.
             _ = child.wait().await;
-            (Verdict::TimedOut, format!("it took more than {} s", limit.as_secs()))
+            (Verdict::TimedOut, format!("it took more than {} s", limit.as_secs_f64()))
         }
         Ok((Err(e), ..)) => return Err(engine.cannot_start(&e)),
         Ok((Ok(status), out, err)) => {

@@ -12,6 +12,7 @@ pub mod train;
 pub mod zoo;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use fwp_recipe::{Overrides, ReadOptions, Resolved};
@@ -45,6 +46,17 @@ impl PluginOptions {
 
 /// What `--exec` takes where one executor is asked for, or the choice is left to the host.
 pub const EXECUTORS: [&str; 4] = ["auto", "reference", "chunkwise", "scan"];
+
+/// A size or count, which begins at 1.
+pub fn size(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "it is a whole number from 1".into())
+}
+
+/// A length of time in seconds.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok()).filter(|time| !time.is_zero());
+    time.ok_or_else(|| "it is a number of seconds above 0".into())
+}
 
 /// The name of a device, for `--device`.
 pub fn device(name: &str) -> Result<String, String> {

@@ -54,16 +54,16 @@ pub struct Show {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Heads of the example that the program is printed for.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", value_parser = super::size, default_value_t = 2)]
     heads: usize,
     /// Features of a raw key in the example.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", value_parser = super::size, default_value_t = 8)]
     key_dim: usize,
     /// Features of a key after the feature map in the example (default: as --key-dim).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::size)]
     mapped_key_dim: Option<usize>,
     /// Features of a value in the example (default: half of --key-dim, where the rule lets it).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::size)]
     value_dim: Option<usize>,
     /// Prints one JSON document.
     #[arg(long)]
@@ -549,8 +549,8 @@ fn signature(program: &Program) -> String {
     text += &match fwp_program::separate(program) {
         Ok(apart) => format!(
             "write and read are separable: a write takes {}, a read {}\n",
-            literal(&apart.write_inputs.join(", ")),
-            literal(&apart.read_inputs.join(", "))
+            listed(&apart.write_inputs),
+            listed(&apart.read_inputs)
         ),
         Err(why) => format!("write and read are not separable: {}\n", literal(&why.to_string())),
     };
@@ -560,6 +560,11 @@ fn signature(program: &Program) -> String {
 fn hex(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Names of inputs, for people.
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "nothing but the states".into() } else { literal(&names.join(", ")) }
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ use super::value::{Lead, Memory, Value, turned};
 use super::verify::verify;
 use super::walk::{length, walk};
 
+/// Steps of a chunk in the comparison that a chunkwise form must pass: a few chunks of the few steps that are compared.
+const SHORT: usize = 4;
+
 /// A way to carry out the steps of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Executor {
@@ -126,7 +129,7 @@ pub fn chunkwise(
 ) -> Result<Arc<ChunkPlan>, String> {
     let rule = &weights.slot.rule.program;
     if rule.kind != PartKind::UpdateRule {
-        return Err("it is a recurrent cell, not an update rule".into());
+        return Err("it is for update rules, and a recurrent cell is none: what it writes depends on what it has read".into());
     }
     let write = weights.slot.writes_alone(plan);
     if !write && !Arc::ptr_eq(plan, &weights.slot.step) {
@@ -142,15 +145,19 @@ pub fn chunkwise(
             let why = canonical.strata.iter().find_map(|s| if let Stratum::Walk(w) = s { Some(w.why.clone()) } else { None });
             return Err(why.unwrap_or_else(|| "it has no state".into()));
         }
+        // The form itself, with several chunks, before precision and the length of a chunk are chosen for this run.
+        let short = ChunkPlan::new(rule, &canonical)?.with_chunk(SHORT);
+        let run = |w: &FastWeights, _: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| chunk::run(w, &short, i, m, masks);
+        verify(weights, plan, inputs, memory, Kind::Double, &run).map_err(|why| format!("its chunkwise form {why}"))?;
         ChunkPlan::new(rule, &canonical).map(Arc::new)
     });
     let chunk = made.clone()?;
     let run = |w: &FastWeights, _: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| chunk::run(w, &chunk, i, m, masks);
     // Results are put in whole, so a panic elsewhere leaves nothing half done.
     let mut verified = plan.made.verified.lock().unwrap_or_else(PoisonError::into_inner);
-    let agrees = verified
-        .entry(weights.precision.kind)
-        .or_insert_with(|| verify(weights, plan, inputs, memory, &run).map_err(|why| format!("its chunkwise form {why}")));
+    let agrees = verified.entry(weights.precision.kind).or_insert_with(|| {
+        verify(weights, plan, inputs, memory, weights.precision.kind, &run).map_err(|why| format!("its chunkwise form {why}"))
+    });
     agrees.clone()?;
     Ok(chunk)
 }
@@ -212,8 +219,8 @@ impl Choice {
 pub struct Refused {
     /// The executor.
     pub executor: Executor,
-    /// The update rule.
-    pub rule: String,
+    /// What it does not serve, with its name.
+    pub part: String,
     /// Reason.
     pub why: String,
 }
@@ -221,7 +228,7 @@ pub struct Refused {
 impl Refused {
     /// What does not serve what.
     pub fn headline(&self) -> String {
-        format!("--exec {} does not serve update rule `{}`", self.executor, self.rule)
+        format!("--exec {} does not serve {}", self.executor, self.part)
     }
 }
 
@@ -424,7 +431,8 @@ impl Executors {
             });
         }
         let rule = &call.weights.slot.rule.program.name;
-        let refused = |executor: Executor, why: String| Refused { executor, rule: rule.clone(), why };
+        let part = if call.is_cell() { format!("the cells of slow net `{rule}`") } else { format!("update rule `{rule}`") };
+        let refused = |executor: Executor, why: String| Refused { executor, part: part.clone(), why };
         match self.policy {
             Policy::Only(Executor::Reference) => Ok(Decided::reference("asked for".into(), None)),
             Policy::Only(Executor::Scan) => match call.scan() {
@@ -433,8 +441,6 @@ impl Executors {
             },
             Policy::Only(Executor::Chunkwise) => match call.chunkwise() {
                 Ok(chunk) => Ok(Decided::chunkwise(chunk, "asked for".into(), None)),
-                // A cell is no rule: what was asked for of rules does not speak of it.
-                Err(why) if call.is_cell() => Ok(Decided::reference(why, None)),
                 Err(why) => Err(refused(Executor::Chunkwise, why).into()),
             },
             // A chunkwise form is derived and compared only where it may be taken.
@@ -588,7 +594,7 @@ fn described(built: &Built, inside: bool) -> Json {
         "feature_map_inside": inside,
         "memory_a_block": k.memory,
         "slots_a_step": k.slots_a_step,
-        "slots_a_reset": k.slots_a_reset,
+        "slots_a_block": k.slots_a_block,
         "operations": k.operations,
         "notes": k.notes,
         "text": built.entry.text,

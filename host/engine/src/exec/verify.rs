@@ -25,7 +25,7 @@ const STEPS: i64 = 9;
 /// Samples times heads of the comparison.
 const SAMPLES: i64 = 3;
 
-/// Compares `run` with the reference. Sizes, kinds and leading axes are those of `inputs`; their values are not used where they are floats.
+/// Compares `run`, in precision `kind`, with the reference. Sizes, kinds and leading axes are those of `inputs`; their values are not used where they are floats.
 ///
 /// # Errors
 /// What is wrong with the faster one, for people, as what follows its name: where they differ and by how much, or why nothing was compared.
@@ -34,13 +34,14 @@ pub fn verify(
     plan: &Arc<StepPlan>,
     inputs: &[Value],
     memory: &Memory,
+    kind: Kind,
     run: &Walker<'_>,
 ) -> Result<(), String> {
     // Kinks and thresholds may be met on either side by two precisions: what fails on one draw must hold on two others.
-    let first = attempt(weights, plan, inputs, memory, run, 1);
+    let first = attempt(weights, plan, inputs, memory, (kind, run), 1);
     let Err(why) = first else { return Ok(()) };
     for seed in [2, 3] {
-        attempt(weights, plan, inputs, memory, run, seed).map_err(|_| why.clone())?;
+        attempt(weights, plan, inputs, memory, (kind, run), seed).map_err(|_| why.clone())?;
     }
     Ok(())
 }
@@ -59,7 +60,7 @@ fn attempt(
     plan: &Arc<StepPlan>,
     inputs: &[Value],
     memory: &Memory,
-    run: &Walker<'_>,
+    (kind, run): (Kind, &Walker<'_>),
     seed: u64,
 ) -> Result<(), String> {
     let say = |e: anyhow::Error| format!("cannot be compared with the step: {e:#}");
@@ -73,7 +74,6 @@ fn attempt(
                 continue;
             }
             compared = true;
-            let kind = weights.precision.kind;
             let plain = if kind == Kind::Double { None } else { Some(trial.walked(kind, &walk).map_err(say)?) };
             let found = trial.walked(kind, run).map_err(say)?;
             for (i, (name, wanted)) in judge.iter().enumerate() {

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn a_refusal_is_told_from_a_fault() {
         let why = "there is no compiler (cc). ".to_string();
-        let refused = anyhow::Error::from(Refused { executor: Kinds::Scan, rule: "r".into(), why }).context("in layer 1");
+        let refused = anyhow::Error::from(Refused { executor: Kinds::Scan, part: "r".into(), why }).context("in layer 1");
         assert_eq!(refusal(&refused).as_deref(), Some("there is no compiler (cc)"));
         assert_eq!(refusal(&anyhow::anyhow!("a matrix has other sizes")), None);
     }

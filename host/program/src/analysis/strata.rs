@@ -46,7 +46,7 @@ pub(super) fn groups(p: &Program, sym: &mut Symbolic<'_>) -> Vec<Group> {
     }
     let mut groups: Vec<Group> = Vec::new();
     let mut grouped = vec![false; n];
-    for (s, draft) in drafts.into_iter().enumerate() {
+    for s in 0..n {
         if grouped[s] {
             continue;
         }
@@ -54,8 +54,12 @@ pub(super) fn groups(p: &Program, sym: &mut Symbolic<'_>) -> Vec<Group> {
             (s..n).filter(|t| *t == s || (reach[s] & (1 << *t) != 0 && reach[*t] & (1 << s) != 0)).collect();
         members.iter().for_each(|m| grouped[*m] = true);
         let form = match members[..] {
-            [_] => draft,
-            _ => Err(Box::new(coupled(p, sym, &members))),
+            [_] => drafts[s].clone(),
+            // An update that is not affine even alone is the better reason.
+            _ => Err(match members.iter().filter_map(|m| drafts[*m].as_ref().err()).find(|b| b.obstacle != Obstacle::Coupled) {
+                Some(alone) => alone.clone(),
+                None => Box::new(coupled(p, sym, &members)),
+            }),
         };
         groups.push(Group { states: members, form });
     }
@@ -66,14 +70,6 @@ pub(super) fn groups(p: &Program, sym: &mut Symbolic<'_>) -> Vec<Group> {
 
 fn coupled(p: &Program, sym: &Symbolic<'_>, members: &[usize]) -> Blocked {
     let names: Vec<String> = members.iter().map(|m| format!("`{}`", p.states[*m].name)).collect();
-    // An update that is not affine even alone is the better reason.
-    let blocked = members.iter().flat_map(|m| &sym.updates[*m]).find_map(|v| match v {
-        Value::Blocked(b) => Some(b),
-        _ => None,
-    });
-    if let Some(b) = blocked {
-        return (**b).clone();
-    }
     let why = format!("states {} depend on each other", names.join(" and "));
     let states = members.iter().fold(0, |all, m| all | 1 << *m);
     Blocked { obstacle: Obstacle::Coupled, origin: sym.made[members[0]], why, states }

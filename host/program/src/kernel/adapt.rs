@@ -17,10 +17,19 @@ fn reachable(g: &Graph, roots: impl Iterator<Item = Id>) -> Vec<bool> {
     seen
 }
 
+/// Which values of a step are stored for its adjoint.
+pub struct Choice {
+    /// Those that are.
+    saved: Vec<Id>,
+    /// Those that are computed again.
+    cheap: HashSet<Id>,
+}
+
 /// Cuts the adjoint off from the step: vectors and scalars of the step that it reads become leaves.
 /// What is one cheap operation away from others that are stored is not stored itself.
-pub fn save(low: &mut Lowered) {
-    let wanted: HashSet<Id> = cut(&mut low.graph.clone(), low, &HashSet::new()).saved.into_iter().map(|s| s.1).collect();
+pub fn save(low: &mut Lowered) -> Choice {
+    let nothing = Choice { saved: Vec::new(), cheap: HashSet::new() };
+    let wanted: HashSet<Id> = cut(&mut low.graph.clone(), low, &nothing).saved.into_iter().map(|s| s.1).collect();
     let given =
         |g: &Graph, n: Id| wanted.contains(&n) || matches!(g.nodes[n].what, What::Leaf(Leaf::Argument(_)) | What::Const(_));
     let cheap = |n: &Id| match &low.graph.nodes[*n] {
@@ -28,11 +37,18 @@ pub fn save(low: &mut Lowered) {
         _ => false,
     };
     let cheap: HashSet<Id> = wanted.iter().copied().filter(cheap).collect();
+    let choice = save_as(low, Choice { saved: Vec::new(), cheap });
+    Choice { saved: low.saved.iter().map(|s| s.1).collect(), ..choice }
+}
+
+/// Cuts the adjoint off from the step as it was done to another form of the same step. What this form needs besides comes behind.
+pub fn save_as(low: &mut Lowered, choice: Choice) -> Choice {
     let mut graph = std::mem::take(&mut low.graph);
-    let parts = cut(&mut graph, low, &cheap);
+    let parts = cut(&mut graph, low, &choice);
     low.graph = graph;
     (low.state_gradients, low.argument_gradients) = (parts.state_gradients, parts.argument_gradients);
     (low.saved, low.again, low.undo) = (parts.saved, parts.again, parts.before);
+    choice
 }
 
 /// A step's adjoint apart from the step.
@@ -47,10 +63,15 @@ struct Parts {
     saved: Vec<(Id, Id)>,
 }
 
-fn cut(graph: &mut Graph, low: &Lowered, cheap: &HashSet<Id>) -> Parts {
+fn cut(graph: &mut Graph, low: &Lowered, choice: &Choice) -> Parts {
     let forward = reachable(graph, low.kept.iter().chain(&low.next).copied());
     let large: Vec<bool> = low.states.iter().map(|dims| dims.iter().flatten().count() >= 2).collect();
-    let mut cut = Cut { graph, forward, large: &large, undo: &low.undo, cheap, done: HashMap::new(), saved: Vec::new() };
+    let (undo, cheap) = (&low.undo, &choice.cheap);
+    let mut cut = Cut { graph, forward, large: &large, undo, cheap, done: HashMap::new(), saved: Vec::new() };
+    for n in &choice.saved {
+        let axes = cut.graph.axes(*n).to_vec();
+        cut.saved(*n, &axes);
+    }
     if low.undo.iter().any(Option::is_some) {
         cut.done.extend(low.next.iter().enumerate().filter(|(i, _)| large[*i]).map(|(i, n)| (*n, cut.graph.after(i, *n))));
     }

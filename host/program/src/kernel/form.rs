@@ -109,7 +109,7 @@ impl Target {
 /// `from` to `to` of that order. Calls of a unit come one after another, until `to` is the number of segments, from any thread.
 /// `memory` is what a unit goes on with: it is the same from the first call of a unit to the last. `slots` are free between calls.
 /// Both are 64-byte aligned, at first of any content, and not shared by units that run at the same time. Forward has no `slots`.
-/// States are computed back from those after the segment, or again from its checkpoint; they, or sums over them, are kept in `slots`. Vectors that the adjoint reads are in `saved`.
+/// States are computed back from those after the segment, or again from its checkpoint; the latter, or sums over them, are kept in `slots`. Vectors that the adjoint reads are in `saved`.
 /// All entries of `in_gradient` that are not null are written in full.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -121,9 +121,9 @@ pub struct Kernel {
     pub memory: [usize; 2],
     /// Bytes of `slots` for every step of the interval.
     pub slots_a_step: usize,
-    /// Further bytes for every reset of the segment that has most of them: what a reset forgets cannot be computed back.
-    pub slots_a_reset: usize,
-    /// Whether states are computed back: then slots hold those before a reset, and no others.
+    /// Further bytes for every block of a unit.
+    pub slots_a_block: usize,
+    /// Whether states are computed back. Slots are touched in the first segment, in those with resets, and where digits would be lost.
     pub computed_back: bool,
     /// Elements that a block stores for the backward pass at every step.
     pub saved: usize,
@@ -133,6 +133,13 @@ pub struct Kernel {
     pub operations: [usize; 2],
     /// What is worth saying of it: how it is tiled, and what the state fits into.
     pub notes: Vec<String>,
+}
+
+impl Kernel {
+    /// Bytes of `slots` for segments of `interval` steps and units of `together` blocks.
+    pub fn slots(&self, interval: usize, together: usize) -> usize {
+        self.slots_a_step.saturating_mul(interval).saturating_add(self.slots_a_block.saturating_mul(together))
+    }
 }
 
 /// The buffer of an argument's gradient.

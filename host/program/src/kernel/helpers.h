@@ -72,6 +72,36 @@ static inline __attribute__((unused)) void fwp_foresee_write(const void *p, int6
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 1);
 }
 
+/* Sum of the magnitudes of a state, or of its distances from another one; rows lie in blocks, of which the last may be padded. */
+static inline __attribute__((unused, always_inline)) real fwp_magnitude(const real *a, const real *from, int blocks, int rest, int block, int rows)
+{
+    real sum = 0;
+    for (int b = 0; b < blocks; b++) {
+        const int here = rows - b * block < block ? rows - b * block : block;
+        for (int i = 0; i < rest; i++)
+            for (int j = 0; j < here; j++) {
+                const int64_t at = ((int64_t)b * rest + i) * block + j;
+                const real x = from ? a[at] - from[at] : a[at];
+                sum += x < 0 ? -x : x;
+            }
+    }
+    return sum;
+}
+
+/* Zero is no size to compare with. */
+static const real fwp_no_least = (real)__builtin_inf();
+static inline __attribute__((unused)) real fwp_least(real least, real size) { return size > 0 && size < least ? size : least; }
+
+/* Whether a state that has been computed back is further from what it was than roundings put it, which even out as n steps add
+   theirs: each has that of the largest state from there on, and must be small beside the least one. Of a state that is not finite there is
+   nothing to lose. */
+static inline __attribute__((unused)) int fwp_lost(real apart, real least, real was, int64_t n)
+{
+    const real rounding = FWP_DOUBLE ? 2.220446049250313e-16 : 1.1920929e-7f;
+    const real few = rounding * (real)(FWP_DOUBLE ? __builtin_sqrt(n) : __builtin_sqrtf(n));
+    return was < (real)__builtin_inf() && !(apart <= few * fwp_least(least, was));
+}
+
 struct fwp_scan {
     int64_t steps, sequences;
     int64_t interval, early;
@@ -94,6 +124,14 @@ struct fwp_scan {
     int64_t together;
     int64_t time;
 };
+
+/* Whether a sequence is reset within these steps. */
+static inline __attribute__((unused)) int fwp_resets(const struct fwp_scan *s, int64_t sequence, int64_t begin, int64_t end)
+{
+    int any = 0;
+    for (int64_t t = begin; s->reset && t < end; t++) any |= s->reset[t * s->time + sequence];
+    return any;
+}
 
 /* Segments: the first has interval - early steps, all others but the last have interval. */
 static inline __attribute__((unused)) int64_t fwp_segment(const struct fwp_scan *s, int64_t begin)

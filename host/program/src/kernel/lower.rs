@@ -41,6 +41,8 @@ pub struct Lowered {
     pub undo: Vec<Option<Id>>,
     /// States of several axes after the step, from those before it and saved values.
     pub again: Vec<Option<Id>>,
+    /// Where states are computed back: the same step with states before it as they are stored, for segments in which they cannot be.
+    pub stored: Option<Box<Lowered>>,
     /// What is carried backwards beside the gradient of a state, where that lets the adjoint do without states (see `carry`).
     pub carried: Vec<Option<Carried>>,
     /// Values that the adjoint reads as leaves and that are computed from states on the way forwards through a segment: leaf and value.
@@ -53,6 +55,12 @@ pub struct Lowered {
 }
 
 impl Lowered {
+    /// Does the same to the step with states stored, where there is such a form.
+    pub fn each_form(&mut self, change: impl Fn(&mut Lowered)) {
+        change(self);
+        self.stored.iter_mut().for_each(|stored| change(stored));
+    }
+
     /// Gradients of states and arguments.
     pub fn gradients(&self) -> impl Iterator<Item = Id> {
         self.state_gradients.iter().chain(self.argument_gradients.iter().flatten()).copied()
@@ -171,6 +179,7 @@ pub fn lower(step: &InStep, rows: Option<(Axis, usize)>, back: bool) -> Result<L
         saved: Vec::new(),
         undo,
         again: Vec::new(),
+        stored: None,
         carried: Vec::new(),
         passed: Vec::new(),
         ahead: Ahead::default(),

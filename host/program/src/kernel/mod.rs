@@ -15,7 +15,9 @@
 //!
 //! With K steps between checkpoints and T steps in all, T / K + 1 states are kept by the forward pass, and of every step the vectors
 //! that the adjoint reads, so that the backward pass repeats no sum over a state.
-//! States that a step only adds to are computed back while a segment is walked back.
+//! States that a step only adds to are computed back while a segment is walked back. What is computed back is compared with the checkpoint
+//! that it must arrive at, and with the smallest state on the way: where it has lost more than a few roundings, because states grow within
+//! the segment, the segment is walked again with its states in scratch, from the same gradients.
 //! Where the adjoint needs sums over a state alone, these are taken on a walk forwards through the segment and K vectors are in scratch.
 //! Of all other states K are in scratch.
 
@@ -63,13 +65,16 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
     }
     let prepared = |rows: Option<(usize, usize)>| -> Result<lower::Lowered, String> {
         let mut low = states_apart(step, rows)?;
-        adapt::merge(&mut low);
-        adapt::factor(step, &mut low);
+        low.each_form(|low| {
+            adapt::merge(low);
+            adapt::factor(step, low);
+        });
         Ok(low)
     };
     let mut low = prepared(None)?;
     let mut split = None;
-    if let Some(axis) = adapt::separable(&low) {
+    let stored_too = |axis: &usize| low.stored.as_ref().is_none_or(|s| adapt::separable(s) == Some(*axis));
+    if let Some(axis) = adapt::separable(&low).filter(stored_too) {
         let bytes = target.bytes();
         let (rows, lanes) = (low.graph.sizes[axis], target.vector_bytes / bytes);
         let all = adapt::state_elements(&low) * bytes;
@@ -89,7 +94,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
             low = prepared(Some((axis, rows / blocks)))?;
         }
     }
-    strata::divide(&mut low, target.bytes());
+    low.each_form(|low| strata::divide(low, target.bytes()));
     let kernel = driver::drive(step, &low, target, split)?;
     if kernel.source.len() > MAX_TEXT {
         return Err(format!("its text has {} bytes, more than {MAX_TEXT}", kernel.source.len()));
@@ -103,11 +108,22 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
 /// A state that is computed back has the rounding of the largest one of its segment, so it is not where sums over it can be taken on a
 /// way forwards, which is as fast.
 fn states_apart(step: &InStep, rows: Option<(usize, usize)>) -> Result<lower::Lowered, String> {
-    let made = |back: bool| -> Result<lower::Lowered, String> {
-        let mut low = lower::lower(step, rows, back)?;
-        adapt::save(&mut low);
-        Ok(low)
-    };
-    let mut forwards = made(false)?;
-    if carry::carry(&mut forwards) { Ok(forwards) } else { made(true) }
+    let mut forwards = lower::lower(step, rows, false)?;
+    adapt::save(&mut forwards);
+    if carry::carry(&mut forwards) {
+        return Ok(forwards);
+    }
+    let mut back = lower::lower(step, rows, true)?;
+    let choice = adapt::save(&mut back);
+    if back.undo.iter().all(Option::is_none) {
+        return Ok(forwards);
+    }
+    let mut stored = lower::lower(step, rows, false)?;
+    adapt::save_as(&mut stored, choice);
+    // Both read what the same step forwards has saved.
+    if stored.saved.len() > back.saved.len() {
+        return Ok(forwards);
+    }
+    back.stored = Some(Box::new(stored));
+    Ok(back)
 }

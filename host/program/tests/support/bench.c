@@ -17,7 +17,7 @@ static real *drawn(int64_t n)
     return p;
 }
 
-/* Arguments: steps sequences interval blocks saved forward-memory backward-memory slots-a-step runs,
+/* Arguments: steps sequences interval blocks saved forward-memory backward-memory slots runs,
  * number of inputs, elements and gradient elements of each, number of states, elements of each, number of kept values, elements of each. */
 int main(int argc, char **argv)
 {
@@ -25,7 +25,7 @@ int main(int argc, char **argv)
     (void)argc;
     const int64_t steps = atoll(argv[at++]), sequences = atoll(argv[at++]), interval = atoll(argv[at++]), blocks = atoll(argv[at++]);
     const int64_t saved = atoll(argv[at++]);
-    const int64_t forward = atoll(argv[at++]), fixed = atoll(argv[at++]), a_step = atoll(argv[at++]), runs = atoll(argv[at++]);
+    const int64_t forward = atoll(argv[at++]), fixed = atoll(argv[at++]), slots = atoll(argv[at++]), runs = atoll(argv[at++]);
     const void *in[64];
     int64_t in_step[64], in_sequence[64];
     real *in_gradient[64], *kept[64], *end[64], *checkpoint[64], *start_gradient[64];
@@ -55,7 +55,7 @@ int main(int argc, char **argv)
     s.kept = kept, s.end = end, s.checkpoint = checkpoint;
     s.kept_gradient = kept_gradient, s.end_gradient = end_gradient, s.in_gradient = in_gradient, s.start_gradient = start_gradient;
     void *a = aligned_alloc(64, (forward * blocks + 127) / 64 * 64), *b = aligned_alloc(64, (fixed * blocks + 127) / 64 * 64);
-    void *c = aligned_alloc(64, (interval * a_step + 127) / 64 * 64);
+    void *c = aligned_alloc(64, (slots + 127) / 64 * 64);
     double best[2] = {1e9, 1e9};
     for (int64_t r = 0; r < runs; r++) {
         double t = now();

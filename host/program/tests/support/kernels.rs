@@ -386,7 +386,7 @@ impl Compiled {
         int(&mut bytes, w.together);
         int(&mut bytes, k.saved * k.blocks * w.steps * w.sequences);
         k.memory.iter().for_each(|block| int(&mut bytes, block * w.together));
-        int(&mut bytes, (k.slots_a_step + k.slots_a_reset) * w.interval);
+        int(&mut bytes, k.slots(w.interval, w.together));
         let mut sizes_of = Vec::new();
         for (i, d) in w.inputs.iter().enumerate() {
             let n: usize = sizes(&step.function.arguments[i].ty).iter().product();
@@ -562,7 +562,7 @@ pub fn bench(cc: &str, step: &InStep, target: Target, steps: usize, sequences: u
         k.saved,
         k.memory[0],
         k.memory[1],
-        k.slots_a_step,
+        k.slots(interval, k.blocks),
         20,
         step.function.arguments.len(),
     ];

@@ -1,6 +1,7 @@
 //! Memory of kernels: uninitialised tensors, and scratch of the threads that run them.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -23,32 +24,36 @@ pub(super) fn empty(shape: &[i64], kind: Kind) -> Result<Tensor> {
     Ok(t)
 }
 
-/// Sixty-four bytes at an address that is a multiple of 64.
+/// Sixty-four bytes at an address that is a multiple of 64, of any content: most of what a kernel may ask for it never touches.
+pub(super) type Line = MaybeUninit<Bytes>;
+
+/// What a line holds.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
+pub(super) struct Bytes(pub(super) [u8; 64]);
 
 /// Scratch of more bytes than this is given back after use.
 const KEPT: usize = 8 << 20;
 
-/// Runs `work` with at least `bytes` of scratch of this thread, aligned to 64 bytes, with any content.
+/// Runs `work` with at least `bytes` of scratch of this thread.
 pub(super) fn with_scratch<T>(bytes: usize, work: impl FnOnce(&mut [Line]) -> T) -> T {
     thread_local! {
-        static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+        static SCRATCH: RefCell<Vec<Bytes>> = const { RefCell::new(Vec::new()) };
     }
     let lines = bytes.div_ceil(64).max(1);
     // Taken out while it is used: work that asks for scratch again gets its own.
     let mut scratch = SCRATCH.take();
     let poison = POISON.load(Ordering::Relaxed);
-    if scratch.len() < lines {
-        scratch = vec![Line([0; 64]); lines];
+    if scratch.capacity() < lines {
+        scratch = Vec::with_capacity(lines);
     }
+    let room = &mut scratch.spare_capacity_mut()[..lines];
     if poison {
         // All bits set is NaN in every precision.
-        scratch.fill(Line([0xff; 64]));
+        room.fill(Line::new(Bytes([0xff; 64])));
     }
-    let result = work(&mut scratch[..lines]);
-    if scratch.len() * 64 <= KEPT {
+    let result = work(room);
+    if scratch.capacity() * 64 <= KEPT {
         SCRATCH.set(scratch);
     }
     result

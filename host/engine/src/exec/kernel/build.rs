@@ -93,7 +93,7 @@ pub(super) fn built(
     let made = build(lowered, per, real).and_then(|built| {
         let run =
             |w: &FastWeights, p: &Arc<StepPlan>, i: &[Value], m: Memory, masks: &Masks| run_built(&built, w, p, i, m, masks);
-        verify(weights, plan, sample.inputs, sample.memory, &run)
+        verify(weights, plan, sample.inputs, sample.memory, weights.precision.kind, &run)
             .map_err(|why| format!("its kernel ({}) {why}", built.entry.text.display()))?;
         Ok(built)
     });

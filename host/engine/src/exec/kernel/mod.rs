@@ -20,7 +20,8 @@
 //! Each thread has slots for the states of `interval` steps while the backward pass runs.
 //! The interval is the number of steps whose slots fit into half of the second-level cache, but at least a quarter of the square root of T:
 //! so checkpoints take at most `4 sqrt(T) + 3` states, and without gradients none are kept.
-//! Where states are computed back, slots hold only those before a reset, and 128 steps are computed back (or a quarter of the root of T), but no more than 8 in front of the first checkpoint but one: every step adds a rounding.
+//! Where states are computed back, it is 128 steps (or a quarter of the root of T): every step adds a rounding. Slots are touched in the first segment,
+//! which has 4 steps, in those with resets, and in those where states grow so much that computing them back would lose digits.
 
 pub mod buffers;
 pub mod build;

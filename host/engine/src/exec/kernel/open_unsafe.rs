@@ -181,27 +181,6 @@ impl Buffers {
         let steps = self.steps + self.early;
         steps / self.interval + i64::from(steps % self.interval != 0) + 1
     }
-
-    /// Most resets of a sequence in one segment.
-    fn resets(&self) -> Result<usize> {
-        let Some(reset) = &self.reset else { return Ok(0) };
-        let reset = Vec::<bool>::try_from(reset.f_flatten(0, -1)?)?;
-        let (steps, sequences) = (self.steps as usize, self.sequences as usize);
-        let segment = |t: usize| (t + self.early as usize) / self.interval as usize;
-        let mut most = 0;
-        for sequence in 0..sequences {
-            let (mut here, mut count) = (0, 0);
-            for t in 0..steps {
-                if segment(t) != here {
-                    (here, count) = (segment(t), 0);
-                }
-                let row = if self.backwards { steps - 1 - t } else { t };
-                count += usize::from(reset[row * sequences + sequence]);
-                most = most.max(count);
-            }
-        }
-        Ok(most)
-    }
 }
 
 /// The gradients of a backward pass.
@@ -308,13 +287,7 @@ impl Call {
         let memory = kernel.memory[usize::from(b.gradients.is_some())].saturating_mul(together);
         let slots = match &b.gradients {
             None => 0,
-            Some(_) => {
-                let forgotten = match kernel.slots_a_reset {
-                    0 => 0,
-                    one => one.saturating_mul(b.resets()?),
-                };
-                kernel.slots_a_step.saturating_mul(b.interval as usize).saturating_add(forgotten)
-            }
+            Some(_) => kernel.slots(b.interval as usize, together),
         };
         let lines = |bytes: usize| bytes.div_ceil(size_of::<Line>()).max(1);
         let along = b.inputs.iter().zip(&kernel.gradients);

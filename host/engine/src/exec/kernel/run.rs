@@ -28,9 +28,9 @@ const UNITS: i64 = 4;
 /// Steps over which states are computed back, where the number of all steps allows it: every step adds a rounding.
 const COMPUTED_BACK: i64 = 128;
 
-/// Steps of the first segment of such a walk. What is read from the first state alone, such as the gradient of an initial vector,
-/// has nothing to even its roundings out with.
-const FIRST: i64 = 8;
+/// Steps of the first segment of such a walk, whose states are stored: one that begins at zero is small beside what it grows to,
+/// and so are the gradients of what is read of it.
+const FIRST: i64 = 4;
 
 /// Walks through all steps as [`crate::exec::walk::walk`] does, with the same results, in one kernel.
 ///

@@ -38,7 +38,7 @@ fn by_hand_every(slot: &Slot, (dk, dv, blocks): (usize, usize, usize), real: Rea
         blocks,
         memory: [2 * block + dv * size, 3 * block + 2 * dv * size].map(|bytes| bytes.next_multiple_of(64)),
         slots_a_step: block.max(super::buffers::second_level_cache() / 2 / interval),
-        slots_a_reset: 0,
+        slots_a_block: 0,
         computed_back: false,
         saved: 0,
         gradients: vec![
@@ -388,7 +388,7 @@ fn a_kernel_that_computes_something_else_is_found_out() {
         let right = by_hand(&slot, (4, 4, 2), real, &cache);
         let check = |built: &Arc<Built>| {
             let run = |w: &FastWeights, p: &Arc<_>, i: &[Value], m: Memory, masks: &Masks| run_built(built, w, p, i, m, masks);
-            verify(&weights, &slot.step, &inputs, &memory, &run)
+            verify(&weights, &slot.step, &inputs, &memory, kind, &run)
         };
         check(&right).unwrap();
         let text = fs::read_to_string(&right.entry.text).unwrap();

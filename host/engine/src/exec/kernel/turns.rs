@@ -157,14 +157,20 @@ mod tests {
     /// Every unit is walked through its segments in order, with its own memory, whatever thread has it.
     fn all_of(units: &Units, pause: impl Fn(usize) -> Duration + Sync) -> BTreeMap<usize, Vec<Range<usize>>> {
         let seen = Mutex::new(BTreeMap::<usize, Vec<Range<usize>>>::new());
+        // Where the memory of units is that have begun and are not at their end.
+        let under_way = Mutex::new(BTreeMap::<usize, usize>::new());
         let walk = |unit: usize, segments: Range<usize>, memory: &mut [Line], slots: &mut [Line]| {
             assert_eq!((memory.len(), slots.len()), (units.memory, units.slots));
-            if segments.start > 0 {
-                assert_eq!(memory[0].0[..2], [unit as u8, segments.start as u8]);
-            }
+            let at = memory.as_ptr().addr();
+            let own = match segments.start {
+                0 => under_way.lock().unwrap().insert(at, unit).is_none(),
+                _ => under_way.lock().unwrap().get(&at) == Some(&unit),
+            };
+            assert!(own, "unit {unit} has the memory of another one");
             std::thread::sleep(pause(unit));
-            (memory[0].0[0], memory[0].0[1]) = (unit as u8, segments.end as u8);
-            slots.fill(Line([7; 64]));
+            if segments.end == units.segments {
+                under_way.lock().unwrap().remove(&at);
+            }
             seen.lock().unwrap().entry(unit).or_default().push(segments);
         };
         units.run(&walk).unwrap();
@@ -202,7 +208,7 @@ mod tests {
     #[test]
     fn what_is_put_back_is_taken_where_it_is_furthest_behind() {
         let units = Units { count: 4, segments: 8, operations: 0, memory: 1, slots: 1 };
-        let mut lines = [Line([0; 64]); 4];
+        let mut lines = [Line::uninit(); 4];
         let all: Vec<Unit<'_>> =
             lines.chunks_mut(1).enumerate().map(|(index, memory)| Unit { index, home: index / 2, done: 0, memory }).collect();
         let waiting = Mutex::new(all);

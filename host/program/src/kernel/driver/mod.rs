@@ -5,7 +5,6 @@ use std::fmt::Write;
 
 use fwp_sdk::program::{DType, Type};
 
-use super::carry::Carried;
 use super::form::{InStep, Kernel, Real, Target};
 use super::graph::{Axis, Dtype, Graph, Id};
 use super::layout::Layouts;
@@ -77,6 +76,15 @@ struct Driver<'a> {
     copies: Vec<Option<usize>>,
     kept_copies: Vec<Option<usize>>,
     state_rooms: Vec<usize>,
+}
+
+/// The routines of a step back, a text for every stratum.
+struct Back {
+    /// What their names begin with.
+    name: &'static str,
+    texts: Vec<String>,
+    /// How gradients are handed over.
+    given: Vec<Given>,
 }
 
 /// Text and figures of one routine.
@@ -166,6 +174,16 @@ impl<'a> Driver<'a> {
         self.allocate_copies();
     }
 
+    /// What is made of another form of the step, in the same memory.
+    fn of_form<T>(&mut self, form: &'a Lowered, make: impl FnOnce(&mut Self) -> T) -> T {
+        let saved = form.saved.iter().map(|s| s.1).collect();
+        let (low, graph) = (std::mem::replace(&mut self.low, form), std::mem::replace(&mut self.graph, &form.graph));
+        let saved = std::mem::replace(&mut self.saved, saved);
+        let made = make(self);
+        (self.low, self.graph, self.saved) = (low, graph, saved);
+        made
+    }
+
     fn memory_take(&mut self, elements: usize) -> usize {
         self.memory.take(elements)
     }
@@ -189,73 +207,32 @@ impl<'a> Driver<'a> {
         let forward_bytes = self.memory.elements * self.lay.bytes + self.at_bytes();
 
         // Backward: states from one checkpoint to the next, if they have to be, and the adjoint.
-        self.begin(&self.low.graph);
-        let (given, gradients) = self.gradients();
         let low = self.low;
-        let strata = &low.strata;
-        let mut back: Vec<Vec<Output>> = vec![Vec::new(); strata.count];
-        for (i, n) in self.low.state_gradients.iter().enumerate() {
-            back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
-        }
-        for (i, n) in self.low.undo.iter().enumerate() {
-            if let Some(n) = n {
-                back[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::Before(i) });
-            }
-        }
-        for (i, g) in given.iter().enumerate() {
-            match (g, self.low.argument_gradients[i]) {
-                (Given::Steps | Given::Summed(_), Some(n)) => {
-                    let output = Output { node: n, axes: self.arguments[i].axes(), dest: Dest::Argument(i) };
-                    back[strata.arguments[i]].push(output);
-                }
-                (Given::Factors { left, right, axes }, _) => {
-                    let of = self.low.factors.iter().position(|f| f.0 == i).map_or([0, 0], |k| strata.factors[k]);
-                    back[of[0]].push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
-                    back[of[1]].push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
-                }
-                _ => {}
-            }
-        }
-        for (k, h) in strata.handed.iter().enumerate() {
-            back[h.stratum].push(Output { node: h.node, axes: self.g().axes(h.node).to_vec(), dest: Dest::Handed(k) });
-        }
-        let carried: Vec<(usize, &Carried)> =
-            low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))).collect();
-        let output = |d: &Self, i: usize, n: Id| Output { node: n, axes: d.g().axes(n).to_vec(), dest: Dest::Carried(i) };
-        for (i, c) in &carried {
-            back[strata.states[*i]].push(output(self, *i, c.before));
-        }
-        let again = low.again.iter().enumerate().filter_map(|(i, n)| Some((i, (*n)?)));
-        let mut forwards: Vec<Output> =
-            again.map(|(i, node)| Output { node, axes: self.states[i].axes(), dest: Dest::State(i) }).collect();
-        forwards.extend(low.passed.iter().enumerate().map(|(k, (_, n))| Output {
-            node: *n,
-            axes: self.g().axes(*n).to_vec(),
-            dest: Dest::Passed(k),
-        }));
-        let again = self.routine(forwards, &given)?;
-        let again_text = if self.low.again.iter().any(Option::is_some) {
-            self.function("fwp_step_again", &again, false)
-        } else {
-            String::new()
+        self.begin(&low.graph);
+        let first = self.memory.elements;
+        let (given, gradients) = self.gradients();
+        let summed = (first, self.memory.elements - first);
+        let again = self.routine(self.outputs_again(), &given)?;
+        let again_text = match low.again.iter().any(Option::is_some) {
+            true => self.function("fwp_step_again", &again, false),
+            false => String::new(),
         };
         let mut carry_text = String::new();
-        for (i, c) in carried {
+        for (i, c) in low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))) {
             for (name, n) in [("fwp_carry", c.anew), ("fwp_carry_unchanged", c.unchanged)] {
-                let routine = self.routine(vec![output(self, i, n)], &given)?;
+                let output = Output { node: n, axes: self.g().axes(n).to_vec(), dest: Dest::Carried(i) };
+                let routine = self.routine(vec![output], &given)?;
                 carry_text += &self.function(&format!("{name}{i}"), &routine, true);
             }
         }
-        let mut adjoint_texts = Vec::new();
-        let mut operations = 0;
-        for (k, outputs) in back.into_iter().enumerate() {
-            let adjoint = self.routine(outputs, &given)?;
-            operations += adjoint.operations;
-            adjoint_texts.push(self.function(&format!("fwp_step_back{k}"), &adjoint, true));
-        }
+        let (back, operations) = self.adjoint("fwp_step_back", given)?;
+        let stored = match low.stored.as_deref() {
+            Some(form) => Some((form, self.of_form(form, |d| d.stored(&back.given))?)),
+            None => None,
+        };
         // What a step back may call besides.
         let others = if self.passing() { &carry_text } else { &again_text };
-        let (walk, room) = self.backward_walk(&given, others, &adjoint_texts)?;
+        let (walk, room) = self.backward_walk(summed, &back, stored.as_ref(), others)?;
         let backward_bytes = self.memory.elements * self.lay.bytes + self.at_bytes();
         let computed_back = self.low.undo.iter().any(Option::is_some);
         let repeated = if computed_back { 0 } else { again.operations };
@@ -271,7 +248,8 @@ impl<'a> Driver<'a> {
         source += &self.globals;
         source += "\n";
         let between = [&forward_walk, &again_text, &carry_text];
-        for part in forward_texts.iter().chain(between).chain(&adjoint_texts).chain([&walk]) {
+        let adjoints = back.texts.iter().chain(stored.iter().flat_map(|(_, back)| &back.texts));
+        for part in forward_texts.iter().chain(between).chain(adjoints).chain([&walk]) {
             source += part;
         }
         source += include_str!("../entries.h");
@@ -280,7 +258,7 @@ impl<'a> Driver<'a> {
             blocks: self.split.map_or(1, |s| s.1),
             memory: [forward_bytes, backward_bytes],
             slots_a_step: room.a_step * self.lay.bytes,
-            slots_a_reset: room.a_reset * self.lay.bytes,
+            slots_a_block: room.a_block * self.lay.bytes,
             computed_back,
             saved: self.saved_room(),
             gradients,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::ports::Way;
-use super::{Driver, Given, Port, Routine, c_type};
+use super::{Back, Driver, Given, Port, Routine, c_type};
 use crate::kernel::form::{Gradient, Per};
 use crate::kernel::graph::{Dtype, Id, Leaf, What};
 use crate::kernel::nests::{Dest, Output, arrange};
@@ -129,6 +129,34 @@ impl Driver<'_> {
         (given, form)
     }
 
+    /// The routines of the step back, and their operations.
+    pub(super) fn adjoint(&mut self, name: &'static str, given: Vec<Given>) -> Result<(Back, usize), String> {
+        let (mut texts, mut operations) = (Vec::new(), 0);
+        for (k, outputs) in self.outputs_back(&given).into_iter().enumerate() {
+            let routine = self.routine(outputs, &given)?;
+            operations += routine.operations;
+            texts.push(self.function(&format!("{name}{k}"), &routine, true));
+        }
+        Ok((Back { name, texts, given }, operations))
+    }
+
+    /// Those of the form with stored states; gradients go where the other form's go.
+    pub(super) fn stored(&mut self, given: &[Given]) -> Result<Back, String> {
+        let mut own = Vec::new();
+        for (i, g) in given.iter().enumerate() {
+            own.push(match g {
+                Given::Nothing => Given::Nothing,
+                Given::Steps => Given::Steps,
+                Given::Summed(at) => Given::Summed(*at),
+                Given::Factors { axes, .. } => match self.low.factors.iter().find(|f| f.0 == i) {
+                    Some((_, left, right, own)) if own == axes => Given::Factors { left: *left, right: *right, axes: *axes },
+                    _ => return Err("internal: a gradient is a product in one form of the step only".into()),
+                },
+            });
+        }
+        Ok(self.adjoint("fwp_step_back_stored", own)?.0)
+    }
+
     /// Declarations of what a routine reads, out of its arguments.
     pub(super) fn function(&self, name: &str, r: &Routine, back: bool) -> String {
         let mut t = String::new();
@@ -221,6 +249,48 @@ impl Driver<'_> {
     /// Elements of a value among others that are stored one after the other.
     pub(super) fn vector_room(&self, n: Id) -> usize {
         self.lay.room(self.g(), self.g().axes(n)).next_multiple_of(16)
+    }
+
+    /// States again, from those before the step, and the sums over them that the way back reads.
+    pub(super) fn outputs_again(&self) -> Vec<Output> {
+        let again = self.low.again.iter().enumerate().filter_map(|(i, n)| Some((i, (*n)?)));
+        let states = again.map(|(i, node)| Output { node, axes: self.states[i].axes(), dest: Dest::State(i) });
+        let passed = self.low.passed.iter().enumerate();
+        let sums = passed.map(|(k, (_, n))| Output { node: *n, axes: self.g().axes(*n).to_vec(), dest: Dest::Passed(k) });
+        states.chain(sums).collect()
+    }
+
+    /// The results of every stratum of the step back.
+    fn outputs_back(&self, given: &[Given]) -> Vec<Vec<Output>> {
+        let (low, strata) = (self.low, &self.low.strata);
+        let mut of = vec![Vec::new(); strata.count];
+        for (i, n) in low.state_gradients.iter().enumerate() {
+            of[strata.states[i]].push(Output { node: *n, axes: self.states[i].axes(), dest: Dest::StateGradient(i) });
+        }
+        for (i, n) in low.undo.iter().enumerate().filter_map(|(i, n)| Some((i, (*n)?))) {
+            of[strata.states[i]].push(Output { node: n, axes: self.states[i].axes(), dest: Dest::Before(i) });
+        }
+        for (i, g) in given.iter().enumerate() {
+            match (g, low.argument_gradients[i]) {
+                (Given::Steps | Given::Summed(_), Some(node)) => {
+                    let output = Output { node, axes: self.arguments[i].axes(), dest: Dest::Argument(i) };
+                    of[strata.arguments[i]].push(output);
+                }
+                (Given::Factors { left, right, axes }, _) => {
+                    let sides = low.factors.iter().position(|f| f.0 == i).map_or([0, 0], |k| strata.factors[k]);
+                    of[sides[0]].push(Output { node: *left, axes: vec![axes[0]], dest: Dest::Left(i) });
+                    of[sides[1]].push(Output { node: *right, axes: vec![axes[1]], dest: Dest::Right(i) });
+                }
+                _ => {}
+            }
+        }
+        for (k, h) in strata.handed.iter().enumerate() {
+            of[h.stratum].push(Output { node: h.node, axes: self.g().axes(h.node).to_vec(), dest: Dest::Handed(k) });
+        }
+        for (i, c) in low.carried.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?))) {
+            of[strata.states[i]].push(Output { node: c.before, axes: self.g().axes(c.before).to_vec(), dest: Dest::Carried(i) });
+        }
+        of
     }
 
     /// The results of every stratum of the step.

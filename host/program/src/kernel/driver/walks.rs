@@ -9,16 +9,21 @@ use std::fmt::Write;
 
 use super::ports::{ALL, Foresee, Used, Way};
 use super::sums::MARKED;
-use super::{Driver, Given};
+use super::{Back, Driver, Given};
 use crate::kernel::graph::Axis;
+use crate::kernel::lower::Lowered;
 
 /// What the parts of a walk are handed.
 const GIVEN: &str = "const struct fwp_scan *s, int64_t sequence, int64_t block, real *const m, struct fwp_at *at";
+
+/// Steps from one look at how large a state that is computed back is to the next.
+const MEASURED: usize = 32;
 
 /// Steps that one stratum goes ahead of the next one: states change places in the nearest cache once in so many.
 const TOGETHER: usize = 16;
 
 /// Where a state of several axes is while a segment is walked back.
+#[derive(Clone, Copy)]
 pub(super) enum Where {
     /// Here, computed back at every step; beside it a place for what a step without a write would give.
     Here { tile: usize, other: usize },
@@ -35,8 +40,6 @@ pub(super) struct Slot {
     pub states: usize,
     /// With what the strata hand on.
     pub all: usize,
-    /// Of the states before a reset, where they are computed back; behind all steps.
-    pub forgotten: usize,
     /// Where a one is in the block's own memory.
     pub one: usize,
 }
@@ -45,11 +48,12 @@ pub(super) struct Slot {
 pub(super) struct Room {
     /// For every step of the interval.
     pub a_step: usize,
-    /// For every reset of a segment.
-    pub a_reset: usize,
+    /// For every block of a unit.
+    pub a_block: usize,
 }
 
 /// What a walk back keeps of a state.
+#[derive(Clone, Copy)]
 pub(super) struct Rooms {
     pub gradient: usize,
     pub zeros: usize,
@@ -70,7 +74,7 @@ impl Rooms {
     }
 }
 
-impl Driver<'_> {
+impl<'a> Driver<'a> {
     /// The lists of pointers of a `struct fwp_at`, and how long each is.
     fn at_lists(&self) -> [(&'static str, usize); 13] {
         let (arguments, states, kept) = (self.arguments.len().max(1), self.states.len().max(1), self.kept.len().max(1));
@@ -138,8 +142,18 @@ impl Driver<'_> {
         (pointers * 8 + 24).next_multiple_of(64)
     }
 
-    /// The function that the host calls: some segments of a unit, in the order of the walk. What a block has begun with stays in the memory of the unit.
-    fn entry(&self, name: &str, back: bool) -> String {
+    /// A call of a part of a walk for every block of a unit, as long as `more` holds.
+    fn each(&self, part: &str, given: &str, more: &str, indent: usize) -> String {
+        let stride = self.memory.elements;
+        format!(
+            "{:indent$}for (int64_t b = 0; b < together{more}; b++) {part}(s, sequence, first + b, m + b * {stride}, at + b{given});\n",
+            ""
+        )
+    }
+
+    /// The function that the host calls: some segments of a unit, in the order of the walk; `segment` is the one at place i, `steps` walks
+    /// through it. What a block has begun with stays in the memory of the unit.
+    fn entry(&self, name: &str, segment: &str, steps: &str) -> String {
         let blocks = self.blocks();
         let stride = self.memory.elements;
         let mut t = format!(
@@ -149,25 +163,44 @@ impl Driver<'_> {
              const int64_t together = s->together, parts = {blocks} / together, segments = fwp_segments(s);\n    \
              const int64_t sequence = unit / parts, first = unit % parts * together;\n    \
              real *const m = (real *)memory;\n    struct fwp_at *const at = (struct fwp_at *)(m + together * {stride});\n    \
-             (void)slots;\n",
+             (void)slots;\n    if (from == 0)\n",
             self.at_bytes()
         );
-        let each = |t: &mut String, indent: usize, what: &str, more: &str| {
-            let _ = writeln!(
-                t,
-                "{:indent$}for (int64_t b = 0; b < together; b++) fwp_{name}_{what}(s, sequence, first + b, m + b * {stride}, at + b{more});",
-                ""
-            );
-        };
-        t += "    if (from == 0)\n";
-        each(&mut t, 8, "begin", "");
+        t += &self.each(&format!("fwp_{name}_begin"), "", "", 8);
         t += "    for (int64_t i = from; i < to; i++) {\n";
-        let segment = if back { "segments - 1 - i" } else { "i" };
         let _ = writeln!(t, "        const int64_t begin = fwp_begin(s, {segment}), end = fwp_begin(s, {segment} + 1);");
-        each(&mut t, 8, "steps", if back { ", begin, end, (real *)slots" } else { ", begin, end" });
+        t += steps;
         t += "    }\n    if (to == segments)\n";
-        each(&mut t, 8, "end", "");
+        t += &self.each(&format!("fwp_{name}_end"), "", "", 8);
         t + "}\n\n"
+    }
+
+    /// That of the walk back. Where there is a form with stored states, it is taken for the first segment, where states begin from nothing,
+    /// and for those with resets. Any other one in which states that are computed back lose too much begins once more with what is `lasting`
+    /// from segment to segment.
+    fn entry_back(&self, lasting: Option<&[(usize, usize)]>) -> String {
+        let Some(lasting) = lasting else {
+            let steps = self.each("fwp_backward_steps", ", begin, end, (real *)slots", "", 8);
+            return self.entry("backward", "segments - 1 - i", &steps);
+        };
+        let (stride, all) = (self.memory.elements, lasting.iter().map(|(_, n)| n).sum::<usize>());
+        let copy = |back: bool, indent: usize| {
+            let (mut t, mut behind) = (format!("{:indent$}for (int64_t b = 0; b < together; b++) {{\n", ""), 0);
+            for (at, n) in lasting {
+                let (own, aside) = (format!("m + b * {stride} + {at}"), format!("(real *)slots + b * {all} + {behind}"));
+                let (to, from) = if back { (own, aside) } else { (aside, own) };
+                let _ = writeln!(t, "{:indent$}    __builtin_memcpy({to}, {from}, {n} * sizeof(real));", "");
+                behind += n;
+            }
+            t + &format!("{:indent$}}}\n", "")
+        };
+        let mut t = format!("        real *const free = (real *)slots + together * {all};\n");
+        t += "        int stored = begin == 0 || fwp_resets(s, sequence, begin, end);\n        if (!stored) {\n";
+        t += &copy(false, 12);
+        t += &self.each("stored = fwp_backward_steps", ", begin, end, free", " && !stored", 12);
+        let _ = writeln!(t, "            if (stored)\n{}        }}\n        if (stored)", copy(true, 16));
+        t += &self.each("fwp_backward_stored", ", begin, end, free", "", 12);
+        self.entry("backward", "segments - 1 - i", &t)
     }
 
     /// Whether state i takes its new value at a step.
@@ -236,7 +269,8 @@ impl Driver<'_> {
             kept += &self.checkpoint(i, &own, "fwp_segments(s)", Way::Out, 8)?;
         }
         let _ = writeln!(t, "    if (s->checkpoint) {{\n{kept}    }}\n}}\n");
-        Ok(t + &self.entry("forward", false))
+        let steps = self.each("fwp_forward_steps", ", begin, end", "", 8);
+        Ok(t + &self.entry("forward", "i", &steps))
     }
 
     /// What is done at step t forwards for one stratum.
@@ -266,13 +300,19 @@ impl Driver<'_> {
         Ok(t)
     }
 
-    /// The text of the walk back, and the scratch that it wants beside the memory of its blocks; `back` are the texts of the
-    /// routines of the strata, `others` is that of those which they call besides.
-    pub(super) fn backward_walk(&mut self, given: &[Given], others: &str, back: &[String]) -> Result<(String, Room), String> {
+    /// The text of the walk back, and the scratch that it wants beside the memory of its blocks. `stored` is the form of the step
+    /// with stored states and its routines, `others` is the text of routines that they call besides.
+    pub(super) fn backward_walk(
+        &mut self,
+        summed: (usize, usize),
+        back: &Back,
+        stored: Option<&(&'a Lowered, Back)>,
+        others: &str,
+    ) -> Result<(String, Room), String> {
         let mut rooms = Vec::new();
         let passing = self.passing();
         let mut slot = if passing { self.passed_room() } else { 0 };
-        let (mut forgotten, mut marks, one) = (0, 0, self.memory_take(1));
+        let (mut marks, one) = (0, self.memory_take(1));
         for i in 0..self.states.len() {
             let n = self.state_rooms[i];
             let state = match (self.low.again[i], self.low.undo.get(i).copied().flatten()) {
@@ -281,11 +321,7 @@ impl Driver<'_> {
                 (_, None) if passing => Some(Where::Passing { tile: self.memory_take(n), mark: self.memory_take(n) }),
                 (_, None) => Some(Where::Slot(slot)),
             };
-            match state {
-                Some(Where::Slot(_)) => slot += n,
-                Some(Where::Here { .. }) => forgotten += n,
-                Some(Where::Passing { .. }) | None => {}
-            }
+            slot += if matches!(state, Some(Where::Slot(_))) { n } else { 0 };
             let carried = self.carried_room(i).map(|n| (self.memory_take(n), self.memory_take(n)));
             if carried.is_some() {
                 marks += n.div_ceil(MARKED);
@@ -307,26 +343,22 @@ impl Driver<'_> {
             let _ = writeln!(t, "    if (s->end_gradient[{i}]) {{\n{text}    }}");
         }
         let _ = writeln!(t, "    m[{one}] = 1;\n    at->adds = block % s->together != 0;\n}}\n");
-        let _ = writeln!(t, "static void fwp_backward_steps({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{");
-        t += &self.row0();
-        let slot = Slot { states: slot, all: slot + self.handed_room(), forgotten, one };
-        if passing {
-            t += &self.sums_of_segment(&rooms, slot)?;
-        } else if slot.states + forgotten > 0 {
-            t += &self.states_of_segment(&rooms, slot)?;
+        let slot = Slot { states: slot, all: slot + self.handed_room(), one };
+        t += &self.segment_back("steps", &rooms, slot, back, others)?;
+        let mut a_step = slot.all;
+        if let Some((form, back)) = stored {
+            let (text, slot) = self.of_form(form, |d| d.segment_stored(&rooms, back, others))?;
+            t += &text;
+            a_step = a_step.max(slot.all);
         }
-        for (stratum, text) in back.iter().enumerate() {
-            let used = |name: &str| text.contains(name) || others.contains(name);
-            t += &self.steps_back(&rooms, slot, given, stratum, &used)?;
-        }
-        let _ = writeln!(t, "}}\n\nstatic void fwp_backward_end({GIVEN})\n{{");
+        let _ = writeln!(t, "static void fwp_backward_end({GIVEN})\n{{");
         t += &self.row0();
         for (i, r) in rooms.iter().enumerate() {
             t += &self.state_of_sequence(i, &format!("(m + {})", r.gradient), "s->start_gradient", Way::Out, 4)?;
             let text = self.state_of_sequence(i, &format!("(m + {})", r.fresh), "s->fresh_gradient", Way::Out, 8)?;
             let _ = writeln!(t, "    if (s->fresh_gradient && s->fresh_gradient[{i}]) {{\n{text}    }}");
         }
-        for (i, g) in given.iter().enumerate() {
+        for (i, g) in back.given.iter().enumerate() {
             let Given::Summed(at) = g else { continue };
             let p = &self.arguments[i];
             let _ = writeln!(
@@ -339,76 +371,75 @@ impl Driver<'_> {
             t += "    }\n";
         }
         t += "}\n\n";
-        let room = Room { a_step: slot.all + marks, a_reset: forgotten };
-        Ok((t + &self.entry("backward", true), room))
+        // What goes on from segment to segment; gradients of states after a reset do not change where there is none.
+        let of_states = rooms.iter().zip(&self.state_rooms).map(|(r, n)| (r.gradient, *n));
+        let lasting: Vec<(usize, usize)> = [summed].into_iter().chain(of_states).filter(|(_, n)| *n > 0).collect();
+        let lasting = stored.map(|_| &lasting[..]);
+        let room = Room { a_step: a_step + marks, a_block: lasting.unwrap_or_default().iter().map(|(_, n)| n).sum() };
+        Ok((t + &self.entry_back(lasting), room))
+    }
+
+    /// The function that walks a block back through a segment; it says whether states that are computed back have lost too much.
+    fn segment_back(&self, name: &str, rooms: &[Rooms], slot: Slot, back: &Back, others: &str) -> Result<String, String> {
+        let mut t = format!("static int fwp_backward_{name}({GIVEN}, int64_t begin, int64_t end, real *slots)\n{{\n");
+        t += &self.row0();
+        t += "    int lost = 0;\n";
+        if self.passing() {
+            t += &self.sums_of_segment(rooms, slot)?;
+        } else if rooms.iter().any(|r| r.state.is_some()) {
+            t += &self.states_of_segment(rooms, slot)?;
+        }
+        for (stratum, text) in back.texts.iter().enumerate() {
+            let used = |name: &str| text.contains(name) || others.contains(name);
+            t += &self.steps_back(rooms, slot, back, stratum, &used)?;
+        }
+        Ok(t + "    return lost;\n}\n\n")
+    }
+
+    /// The same with all states of the segment in slots.
+    fn segment_stored(&self, rooms: &[Rooms], back: &Back, others: &str) -> Result<(String, Slot), String> {
+        let (mut stored, mut states) = (Vec::new(), 0);
+        for (i, r) in rooms.iter().enumerate() {
+            let state = r.state.map(|_| Where::Slot(states));
+            states += if state.is_some() { self.state_rooms[i] } else { 0 };
+            stored.push(Rooms { state, ..*r });
+        }
+        let slot = Slot { states, all: states + self.handed_room(), one: 0 };
+        Ok((self.segment_back("stored", &stored, slot, back, others)?, slot))
     }
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
-    /// What a reset forgets cannot be computed back: a segment with one is walked forwards again.
     fn states_of_segment(&self, rooms: &[Rooms], slot: Slot) -> Result<String, String> {
-        let back = rooms.iter().any(Rooms::computed_back);
-        let mut t = format!("    int again = {};\n    (void)again;\n", u8::from(!back));
-        if back {
-            t += "    if (s->reset)\n        for (int64_t t = begin + 1; t < end; t++) again |= s->reset[t * s->time + sequence];\n";
-            let all = slot.all;
-            let _ = writeln!(t, "    real *const forgotten = slots + s->interval * {all};\n    int64_t resets = 0;");
-        }
+        let mut t = String::new();
         for (i, r) in rooms.iter().enumerate() {
-            let (own, which) = match &r.state {
-                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "fwp_segment(s, begin) + !again"),
+            let (own, which) = match r.state {
+                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "fwp_segment(s, begin) + 1"),
                 Some(Where::Slot(at)) => (format!("(slots + {at})"), "fwp_segment(s, begin)"),
                 Some(Where::Passing { .. }) | None => continue,
             };
             t += &self.checkpoint(i, &own, which, Way::In, 4)?;
         }
-        t += "    for (int64_t t = begin; again && t < end; t++) {\n";
-        if !back {
-            let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};", slot.all);
+        if rooms.iter().any(Rooms::computed_back) {
+            return Ok(t);
         }
+        t += "    for (int64_t t = begin; t < end; t++) {\n";
+        let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};", slot.all);
         t += "        at->index = s->index ? s->index[t * s->time + sequence] : t;\n";
         t += "        if (s->reset && s->reset[t * s->time + sequence]) {\n";
-        if back {
-            let _ = writeln!(t, "            real *const before = forgotten + resets++ * {};", slot.forgotten);
-        }
-        let mut offset = 0;
+        let mut places = String::new();
         for (i, r) in rooms.iter().enumerate() {
-            let to = match &r.state {
-                Some(Where::Here { tile, .. }) => {
-                    let n = self.state_rooms[i];
-                    let _ = writeln!(t, "            __builtin_memcpy(before + {offset}, m + {tile}, {n} * sizeof(real));");
-                    format!("(m + {tile})")
-                }
-                Some(Where::Slot(at)) => format!("(slot + {at})"),
-                Some(Where::Passing { .. }) | None => continue,
-            };
-            offset += self.state_rooms[i];
-            t += &self.state_of_sequence(i, &to, "s->fresh", Way::In, 12)?;
+            let Some(Where::Slot(at)) = r.state else { continue };
+            t += &self.state_of_sequence(i, &format!("(slot + {at})"), "s->fresh", Way::In, 12)?;
+            let (n, next) = (self.state_rooms[i], slot.all + at);
+            let _ = writeln!(places, "        at->state[{i}] = slot + {at};");
+            let _ = writeln!(places, "        if ({}) at->next[{i}] = slot + {next};", self.taken(i));
+            let _ = writeln!(places, "        else {{\n            at->next[{i}] = m + {};", r.trash);
+            let _ = writeln!(places, "            __builtin_memcpy(slot + {next}, slot + {at}, {n} * sizeof(real));\n        }}");
         }
-        t += "        }\n";
-        if !back {
-            t += "        if (t + 1 == end) break;\n";
-        }
+        t += "        }\n        if (t + 1 == end) break;\n";
         t += &self.bring(false, ALL)?;
         let _ = writeln!(t, "        at->saved = {};", self.saved_at("t"));
-        for (i, r) in rooms.iter().enumerate() {
-            let taken = self.taken(i);
-            match &r.state {
-                Some(Where::Here { tile, .. }) => {
-                    let _ = writeln!(t, "        at->state[{i}] = m + {tile};");
-                    let _ = writeln!(t, "        at->next[{i}] = {taken} ? m + {tile} : m + {};", r.trash);
-                }
-                Some(Where::Slot(at)) => {
-                    let (n, next) = (self.state_rooms[i], slot.all + at);
-                    let _ = writeln!(t, "        at->state[{i}] = slot + {at};");
-                    let _ = writeln!(t, "        if ({taken}) at->next[{i}] = slot + {next};");
-                    let _ = writeln!(t, "        else {{\n            at->next[{i}] = m + {};", r.trash);
-                    let _ =
-                        writeln!(t, "            __builtin_memcpy(slot + {next}, slot + {at}, {n} * sizeof(real));\n        }}");
-                }
-                Some(Where::Passing { .. }) | None => {}
-            }
-        }
-        Ok(t + "        fwp_step_again(m, at);\n    }\n")
+        Ok(t + &places + "        fwp_step_again(m, at);\n    }\n")
     }
 
     /// Gradients of kept values at step t; zeros of ours where there are none.
@@ -433,13 +464,21 @@ impl Driver<'_> {
     }
 
     /// The steps of a segment from the last to the first, of one stratum.
-    fn steps_back(&self, rooms: &[Rooms], slot: Slot, given: &[Given], stratum: usize, used: Used<'_>) -> Result<String, String> {
-        let strata = &self.low.strata;
+    fn steps_back(&self, rooms: &[Rooms], slot: Slot, back: &Back, stratum: usize, used: Used<'_>) -> Result<String, String> {
+        let (strata, given) = (&self.low.strata, &back.given[..]);
         let mine = |i: usize| strata.states[i] == stratum;
-        let restores = rooms.iter().enumerate().any(|(i, r)| mine(i) && r.computed_back());
-        let left = if restores { ", left = resets" } else { "" };
-        let mut t = format!("    for (int64_t t = end - 1{left}; t >= begin; t--) {{\n");
+        let mut t = String::new();
+        for i in (0..rooms.len()).filter(|i| mine(*i) && rooms[*i].computed_back()) {
+            let _ = writeln!(t, "    real least{i} = fwp_no_least;");
+        }
+        t += "    for (int64_t t = end - 1; t >= begin; t--) {\n";
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};\n        (void)slot;", slot.all);
+        for (i, r) in rooms.iter().enumerate().filter(|(i, _)| mine(*i)) {
+            if let Some(Where::Here { tile, .. }) = r.state {
+                let size = self.magnitude(i, tile, None);
+                let _ = writeln!(t, "        if ((t - begin) % {MEASURED} == 0) least{i} = fwp_least(least{i}, {size});");
+            }
+        }
         if self.handed_room() > 0 {
             let _ = writeln!(t, "        at->handed = slot + {};", slot.states);
         }
@@ -513,17 +552,12 @@ impl Driver<'_> {
                 _ => {}
             }
         }
-        let _ = writeln!(t, "        fwp_step_back{stratum}(m, at);");
-        let mut offset = 0;
+        let _ = writeln!(t, "        {}{stratum}(m, at);", back.name);
         let (mut reset, mut gradients) = (String::new(), String::new());
-        if restores {
-            let _ = writeln!(reset, "            if (again) left--;");
-        }
         for (i, r) in rooms.iter().enumerate() {
             let n = self.state_rooms[i];
             let (g, trash, fresh) = (r.gradient, r.trash, r.fresh);
             if !mine(i) {
-                offset += if r.computed_back() { n } else { 0 };
                 continue;
             }
             let _ = writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{g} + i] += m[{trash} + i];");
@@ -533,13 +567,28 @@ impl Driver<'_> {
                     writeln!(gradients, "        if (!taken{i}) for (int i = 0; i < {n}; i++) m[{sum} + i] += m[{trash} + i];");
                 let _ = writeln!(reset, "            __builtin_memset(m + {sum}, 0, {n} * sizeof(real));");
             }
-            if let Some(Where::Here { tile, .. }) = r.state {
-                let from = format!("forgotten + left * {} + {offset}", slot.forgotten);
-                let _ = writeln!(reset, "            if (again) __builtin_memcpy(m + {tile}, {from}, {n} * sizeof(real));");
-                offset += n;
-            }
         }
         let _ = writeln!(t, "{gradients}        if (s->reset && s->reset[t * s->time + sequence]) {{\n{reset}        }}\n    }}");
+        for (i, r) in rooms.iter().enumerate().filter(|(i, _)| mine(*i)) {
+            // What has been computed back, and what it was.
+            if let Some(Where::Here { tile, other }) = r.state {
+                t += &self.checkpoint(i, &format!("(m + {other})"), "fwp_segment(s, begin)", Way::In, 4)?;
+                let (apart, size) = (self.magnitude(i, tile, Some(other)), self.magnitude(i, other, None));
+                let _ = writeln!(t, "    lost |= fwp_lost({apart}, least{i}, {size}, end - begin);");
+            }
+        }
         Ok(t)
+    }
+
+    /// How large state i is, or how far from another one.
+    fn magnitude(&self, i: usize, at: usize, from: Option<usize>) -> String {
+        let axes = self.states[i].axes();
+        let from = from.map_or("0".into(), |from| format!("m + {from}"));
+        let (blocks, block, rows) = match self.g().lane(&axes) {
+            Some(lane) => (self.lay.blocks(lane), self.lay.block(lane), self.lay.sizes[lane]),
+            None => (1, 1, 1),
+        };
+        let rest = self.lay_elements(i) / rows;
+        format!("fwp_magnitude(m + {at}, {from}, {blocks}, {rest}, {block}, {rows})")
     }
 }
