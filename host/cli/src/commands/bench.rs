@@ -142,7 +142,15 @@ impl Bench {
         })?;
         if self.json {
             output::json(&rows)?
-        } else {
+        }
+        if rows.iter().all(|r| r["applies"] != true) {
+            let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+            let why: Vec<String> = rows.iter().map(|r| format!("{}: {}", text(&r["executor"]), text(&r["why"]))).collect();
+            let why = why.join("; ");
+            let remedy = format!("leave out --exec; `fwp-host plugins show {}` says what serves the rule", alone.name());
+            return Err(Failure::new(Code::Input, "none of these executors serves the rule", failure::literal(&why), remedy));
+        }
+        if !self.json {
             output::print(&self.table(alone.name(), &rows))?
         }
         Ok(0)

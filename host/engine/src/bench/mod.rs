@@ -179,9 +179,14 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
     let found: Vec<Executor> = executor::executors_of(&bench.subject, bench.precision)?.into_iter().filter(wanted).collect();
     let others = Others::new();
     let mut taken: Vec<Taken> = found.iter().filter(|e| e.applies.is_ok()).map(|e| Taken::new(e.name)).collect();
+    let row = |e: &Executor, figures| Row {
+        executor: e.name.into(),
+        applies: e.applies.is_ok(),
+        why: e.applies.clone().err(),
+        figures,
+    };
     if taken.is_empty() {
-        let why: Vec<String> = found.iter().filter_map(|e| Some(format!("{}: {}", e.name, e.applies.as_ref().err()?))).collect();
-        bail!("none of the executors applies: {}", why.join("; "));
+        return Ok(found.iter().map(|e| row(e, None)).collect());
     }
     let product = Product::new(bench.precision)?;
     product.time()?;
@@ -221,31 +226,33 @@ pub fn run(job: &Job, job_file: &Path) -> Result<Vec<Row>> {
     let threads = shim::get_num_threads() as usize;
     let mut rows = Vec::new();
     for e in &found {
-        let row = |figures| Row { executor: e.name.into(), applies: e.applies.is_ok(), why: e.applies.clone().err(), figures };
         let Some(t) = taken.iter().find(|t| t.executor == e.name) else {
-            rows.push(row(None));
+            rows.push(row(e, None));
             continue;
         };
         let forward: Vec<f64> = t.rounds.iter().map(|r| r[0]).collect();
         let backward: Vec<f64> = t.rounds.iter().map(|r| r[1]).collect();
         let total: Vec<f64> = t.rounds.iter().map(|r| r[0] + r[1]).collect();
         let peak_bytes = if job.peak { Some(peak::in_a_process(job_file, e.name)?) } else { None };
-        rows.push(row(Some(Figures {
-            forward_ms: median(&forward),
-            backward_ms: median(&backward),
-            tokens_per_second: (job.batch * job.time) as f64 / median(&total) * 1e3,
-            peak_bytes,
-            total_ms: median(&total),
-            forward_ms_range: range(&forward),
-            backward_ms_range: range(&backward),
-            total_ms_range: range(&total),
-            rounds: t.rounds.len(),
-            share_of_matmul: operations / (median(&total) * 1e6) / gflops,
-            matmul_gflops: gflops,
-            threads,
-            others_busy: busy,
-            finite: t.finite,
-        })));
+        rows.push(row(
+            e,
+            Some(Figures {
+                forward_ms: median(&forward),
+                backward_ms: median(&backward),
+                tokens_per_second: (job.batch * job.time) as f64 / median(&total) * 1e3,
+                peak_bytes,
+                total_ms: median(&total),
+                forward_ms_range: range(&forward),
+                backward_ms_range: range(&backward),
+                total_ms_range: range(&total),
+                rounds: t.rounds.len(),
+                share_of_matmul: operations / (median(&total) * 1e6) / gflops,
+                matmul_gflops: gflops,
+                threads,
+                others_busy: busy,
+                finite: t.finite,
+            }),
+        ));
     }
     if busy > BUSY {
         say(&format!(

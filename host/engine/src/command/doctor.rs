@@ -1,5 +1,7 @@
 //! What the engine finds of libtorch, devices, and what kernels are compiled with.
 
+use std::io::ErrorKind;
+
 use serde_json::json;
 
 use crate::exec::kernel::{cache, compile};
@@ -34,7 +36,10 @@ fn cache_state() -> serde_json::Value {
         return json!({ "refused": cache::CacheError::NoFolder.to_string() });
     };
     match cache::distrust(&folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => json!({ "folder": folder, "exists": false }),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => match cache::can_be_made(&folder) {
+            Ok(()) => json!({ "folder": folder, "exists": false }),
+            Err(e) => json!({ "folder": folder, "refused": e.to_string() }),
+        },
         Err(e) => json!({ "folder": folder, "refused": e.to_string() }),
         Ok(Some(why)) => json!({ "folder": folder, "refused": why }),
         Ok(None) => {

@@ -33,7 +33,7 @@ pub(super) type Line = MaybeUninit<Bytes>;
 pub(super) struct Bytes(pub(super) [u8; 64]);
 
 /// Scratch of more bytes than this is given back after use.
-const KEPT: usize = 8 << 20;
+const KEPT: usize = 64 << 20;
 
 /// Runs `work` with at least `bytes` of scratch of this thread.
 pub(super) fn with_scratch<T>(bytes: usize, work: impl FnOnce(&mut [Line]) -> T) -> T {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use super::compile::{CompileError, Compiler, Limits, compile, processor};
@@ -36,6 +36,14 @@ pub enum CacheError {
         folder: PathBuf,
         /// What is wrong and what to do.
         why: String,
+    },
+    /// The folder cannot be made.
+    #[error("the folder of compiled kernels {} cannot be made ({error}): set FWP_CACHE to another one", .folder.display())]
+    Unmade {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        error: io::Error,
     },
     /// The folder cannot be used.
     #[error("{}: {error}", .path.display())]
@@ -91,7 +99,8 @@ impl Cache {
     /// As [`Cache::open`].
     pub fn at(folder: &Path) -> Result<Cache, CacheError> {
         let io = |error| CacheError::Io { path: folder.to_path_buf(), error };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+        let unmade = |error| CacheError::Unmade { folder: folder.to_path_buf(), error };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unmade)?;
         if let Some(why) = distrust(folder).map_err(io)? {
             return Err(CacheError::Untrusted { folder: folder.to_path_buf(), why });
         }
@@ -164,6 +173,19 @@ impl Cache {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// Whether a folder that is not there can be made.
+///
+/// # Errors
+/// What stands in its way.
+pub fn can_be_made(folder: &Path) -> io::Result<()> {
+    let Some(above) = folder.ancestors().find(|f| f.symlink_metadata().is_ok()) else { return Ok(()) };
+    if !above.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", above.display())));
+    }
+    rustix::fs::access(above, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|e| io::Error::new(e.kind(), format!("{} cannot be written to ({e})", above.display())))
 }
 
 /// Why nothing is opened from a folder, if something is wrong with it.

@@ -100,7 +100,7 @@ impl<'a> Driver<'a> {
         for (what, n) in self.at_lists() {
             let _ = writeln!(t, "    {what}[{n}];");
         }
-        t + "    real *saved, *passed, *brought, *handed;\n    const real *follows;\n    int64_t index, row0;\n    int adds;\n};\n"
+        t + "    real *saved, *passed, *brought, *handed;\n    const real *follows;\n    int64_t index, row0, arrived;\n    int adds;\n};\n"
     }
 
     fn blocks(&self) -> usize {
@@ -139,7 +139,7 @@ impl<'a> Driver<'a> {
     /// Bytes of the `struct fwp_at` of one block, in whole lines.
     pub(super) fn at_bytes(&self) -> usize {
         let pointers = self.at_lists().iter().map(|l| l.1).sum::<usize>() + 5;
-        (pointers * 8 + 24).next_multiple_of(64)
+        (pointers * 8 + 32).next_multiple_of(64)
     }
 
     /// A call of a part of a walk for every block of a unit, as long as `more` holds.
@@ -410,17 +410,21 @@ impl<'a> Driver<'a> {
 
     /// The states of a segment: those after it, from which the others are computed back, or all of them from its checkpoint.
     fn states_of_segment(&self, rooms: &[Rooms], slot: Slot) -> Result<String, String> {
-        let mut t = String::new();
+        let (mut t, mut here) = (String::new(), String::new());
         for (i, r) in rooms.iter().enumerate() {
-            let (own, which) = match r.state {
-                Some(Where::Here { tile, .. }) => (format!("(m + {tile})"), "fwp_segment(s, begin) + 1"),
-                Some(Where::Slot(at)) => (format!("(slots + {at})"), "fwp_segment(s, begin)"),
-                Some(Where::Passing { .. }) | None => continue,
-            };
-            t += &self.checkpoint(i, &own, which, Way::In, 4)?;
+            match r.state {
+                Some(Where::Here { tile, .. }) => {
+                    here += &self.checkpoint(i, &format!("(m + {tile})"), "fwp_segment(s, begin) + 1", Way::In, 8)?;
+                }
+                Some(Where::Slot(at)) => {
+                    t += &self.checkpoint(i, &format!("(slots + {at})"), "fwp_segment(s, begin)", Way::In, 4)?;
+                }
+                Some(Where::Passing { .. }) | None => {}
+            }
         }
-        if rooms.iter().any(Rooms::computed_back) {
-            return Ok(t);
+        if !here.is_empty() {
+            // The walk through the segment behind this one has left them there.
+            return Ok(format!("    if (at->arrived != end) {{\n{here}    }}\n"));
         }
         t += "    for (int64_t t = begin; t < end; t++) {\n";
         let _ = writeln!(t, "        real *const slot = slots + (t - begin) * {};", slot.all);
@@ -575,6 +579,9 @@ impl<'a> Driver<'a> {
                 t += &self.checkpoint(i, &format!("(m + {other})"), "fwp_segment(s, begin)", Way::In, 4)?;
                 let (apart, size) = (self.magnitude(i, tile, Some(other)), self.magnitude(i, other, None));
                 let _ = writeln!(t, "    lost |= fwp_lost({apart}, least{i}, {size}, end - begin);");
+                let n = self.state_rooms[i];
+                let _ =
+                    writeln!(t, "    __builtin_memcpy(m + {tile}, m + {other}, {n} * sizeof(real));\n    at->arrived = begin;");
             }
         }
         Ok(t)
