@@ -645,6 +645,23 @@ fn states_that_grow_are_stored() {
     }
 }
 
+// What is written takes a long way to it.
+rule!(LongWay, |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
+    let (q, k, v) = s.query_key_value();
+    let v = s.repeat(500, &[&v], &[&k], |v, x| vec![(&v[0] * &v[0] + &v[0] * x[0].sum()).tanh()]);
+    let w = s.state("w");
+    let w = &w + outer(&v[0] - w.matvec(&k), &k);
+    s.output(w.matvec(&q));
+    s.set_state("w", w);
+});
+
+/// A step whose text is too long with states computed back, where it holds the step back twice, stores them.
+#[test]
+fn a_long_step_stores_its_states() {
+    let kernel = generate(&in_step(&support::rule::<LongWay>(dims(8, 8))), SINGLE).unwrap();
+    assert!(!kernel.computed_back && has_room(&kernel, 8 * 8 * 4));
+}
+
 // Written out, its loop is more than a compiler should be given.
 rule!(Endless, |dims| Signature::new(dims).state("w", [dims.value, dims.key], StateStart::Zeros), |s| {
     let (q, k, v) = s.query_key_value();

@@ -53,10 +53,20 @@ const BLOCK_BYTES: usize = 16 * 1024;
 /// The text is the same for the same step and target. It fails, saying why, where the step has an operator without a value at a single step,
 /// where its loops written out are too long, or where its text would take a compiler too long.
 pub fn generate(step: &InStep, target: Target) -> Result<Kernel, Unsupported> {
-    kernel(step, target).map_err(Unsupported)
+    let made = kernel(step, target, true).map_err(Unsupported)?;
+    // With states computed back, the step back is there twice.
+    let made = match made.source.len() > MAX_TEXT && made.computed_back {
+        true => kernel(step, target, false).map_err(Unsupported)?,
+        false => made,
+    };
+    if made.source.len() > MAX_TEXT {
+        return Err(Unsupported(format!("its text has {} bytes, more than {MAX_TEXT}", made.source.len())));
+    }
+    Ok(made)
 }
 
-fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
+/// The kernel of a step; `computed_back` says that states may be computed back.
+fn kernel(step: &InStep, target: Target, computed_back: bool) -> Result<Kernel, String> {
     if step.per.len() != step.function.arguments.len() {
         return Err("not every argument says how often it changes".into());
     }
@@ -64,7 +74,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
         return Err("its results are not its kept values and its states".into());
     }
     let prepared = |rows: Option<(usize, usize)>| -> Result<lower::Lowered, String> {
-        let mut low = states_apart(step, rows)?;
+        let mut low = states_apart(step, rows, computed_back)?;
         low.each_form(|low| {
             adapt::merge(low);
             adapt::factor(step, low);
@@ -95,11 +105,7 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
         }
     }
     low.each_form(|low| strata::divide(low, target.bytes()));
-    let kernel = driver::drive(step, &low, target, split)?;
-    if kernel.source.len() > MAX_TEXT {
-        return Err(format!("its text has {} bytes, more than {MAX_TEXT}", kernel.source.len()));
-    }
-    Ok(kernel)
+    driver::drive(step, &low, target, split)
 }
 
 /// The step and its adjoint with the states where they are cheapest: taken apart from their gradients where that is possible, else computed
@@ -107,10 +113,10 @@ fn kernel(step: &InStep, target: Target) -> Result<Kernel, String> {
 ///
 /// A state that is computed back has the rounding of the largest one of its segment, so it is not where sums over it can be taken on a
 /// way forwards, which is as fast.
-fn states_apart(step: &InStep, rows: Option<(usize, usize)>) -> Result<lower::Lowered, String> {
+fn states_apart(step: &InStep, rows: Option<(usize, usize)>, computed_back: bool) -> Result<lower::Lowered, String> {
     let mut forwards = lower::lower(step, rows, false)?;
     adapt::save(&mut forwards);
-    if carry::carry(&mut forwards) {
+    if carry::carry(&mut forwards) || !computed_back {
         return Ok(forwards);
     }
     let mut back = lower::lower(step, rows, true)?;
