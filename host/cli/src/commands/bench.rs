@@ -140,18 +140,18 @@ impl Bench {
         let rows: Vec<Value> = serde_json::from_slice(&printed).map_err(|e| {
             Failure::new(Code::Unexpected, "the engine's answer cannot be read", e.to_string(), "build host and engine together")
         })?;
+        let serves = rows.iter().any(|r| r["applies"] == true);
         if self.json {
             output::json(&rows)?
+        } else if serves {
+            output::print(&self.table(alone.name(), &rows))?
         }
-        if rows.iter().all(|r| r["applies"] != true) {
+        if !serves {
             let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
             let why: Vec<String> = rows.iter().map(|r| format!("{}: {}", text(&r["executor"]), text(&r["why"]))).collect();
-            let why = why.join("; ");
+            let why = failure::literal(&why.join("; "));
             let remedy = format!("leave out --exec; `fwp-host plugins show {}` says what serves the rule", alone.name());
-            return Err(Failure::new(Code::Input, "none of these executors serves the rule", failure::literal(&why), remedy));
-        }
-        if !self.json {
-            output::print(&self.table(alone.name(), &rows))?
+            return Err(Failure::new(Code::Input, "none of these executors serves the rule", why, remedy));
         }
         Ok(0)
     }
